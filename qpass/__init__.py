@@ -1,0 +1,1 @@
+"""qpass: a PyTorch compiler pass that makes transformers smaller and faster."""

@@ -1,0 +1,40 @@
+"""The program that passes read and write, and the only code that touches fx nodes."""
+
+from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
+from qpass.ir.program import Owner, Program
+from qpass.ir.weights import (
+    AddProduct,
+    Affine,
+    Basis,
+    Block,
+    ChangeBasis,
+    Ones,
+    Permute,
+    Reshape,
+    ScaleAxis,
+    Step,
+    Weight,
+    Zeros,
+)
+
+__all__ = [
+    "AddProduct",
+    "Affine",
+    "Basis",
+    "Block",
+    "ChangeBasis",
+    "Check",
+    "Contract",
+    "Note",
+    "Ones",
+    "Owner",
+    "Pass",
+    "Permute",
+    "Program",
+    "Reshape",
+    "ScaleAxis",
+    "Step",
+    "Weight",
+    "Zeros",
+    "run_passes",
+]

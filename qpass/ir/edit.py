@@ -1,0 +1,93 @@
+"""Changes to a graph: insert, replace and erase, with metadata kept true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from qpass.ir.program import Owner, Program
+from qpass.ir.weights import Weight
+
+
+def call(
+    program: Program,
+    before: fx.Node,
+    target: Callable[..., object],
+    *args: object,
+    like: fx.Node | None = None,
+    **kwargs: object,
+) -> fx.Node:
+    """Insert a call in front of `before`; its fake value is computed, its origin is `like`'s."""
+    with program.graph.inserting_before(before):
+        node = program.graph.call_function(
+            target, cast("tuple[Any, ...]", args), cast("dict[str, Any]", kwargs)
+        )
+    origin = like if like is not None else before
+    node.meta = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
+    node.meta["val"] = _fake_result(node)
+    return node
+
+
+def add_weight(
+    program: Program, name: str, weight: Weight, like: Tensor, owner: Owner | None = None
+) -> fx.Node:
+    """Add a use of a new weight; `like` is a fake tensor with its shape and dtype."""
+    first = next(iter(program.graph.nodes))
+    with program.graph.inserting_before(first):
+        node = program.graph.placeholder(name)
+    node.meta["val"] = like
+    program.weights[node.name] = weight
+    if owner is not None:
+        program.owners[node.name] = owner
+    return node
+
+
+def replace(old: fx.Node, new: fx.Node) -> None:
+    """Let every user of `old` read `new` instead, then erase `old`."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    old.graph.erase_node(old)
+
+
+def redirect(user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """Let `user` alone read `new` where it read `old`."""
+    user.replace_input_with(old, new)
+
+
+def erase_dead(program: Program) -> None:
+    """Erase what nothing reads, inputs excepted."""
+    for node in reversed(list(program.graph.nodes)):
+        if node.users or node.op == "output":
+            continue
+        if node.op == "placeholder":
+            if node.name in program.weights:
+                erase_weight(program, node)
+        elif not node.is_impure():
+            program.graph.erase_node(node)
+
+
+def erase_weight(program: Program, node: fx.Node) -> None:
+    """Erase a use that nothing reads."""
+    program.graph.erase_node(node)
+    del program.weights[node.name]
+    program.owners.pop(node.name, None)
+
+
+def fake_like(program: Program, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without data, in the fake mode of the program's values."""
+    for node in program.graph.nodes:
+        found = node.meta.get("val")
+        if isinstance(found, Tensor):
+            return found.new_empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _fake_result(node: fx.Node) -> object:
+    args = fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    with torch.no_grad():
+        return cast("Callable[..., object]", node.target)(
+            *cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs)
+        )

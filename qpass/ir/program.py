@@ -1,0 +1,200 @@
+"""The one thing passes read and write: a float graph, and the weights it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, fx
+
+from qpass.errors import BadInput
+from qpass.ir.weights import Step, Weight
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Where a use of a weight lives in the module: a submodule's path and its attribute.
+
+    `prefix` are the leading steps of the use's `Weight` that the module's own code applies to the
+    stored tensor (a transpose, `1 + w`); write-back inverts them.
+    """
+
+    module: str
+    attribute: str
+    prefix: tuple[Step, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.attribute}" if self.module else self.attribute
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Program:
+    """A pre-dispatch ATen graph whose placeholders are inputs and *uses* of weights.
+
+    A tensor used twice has two placeholders, so each use can change on its own; two uses whose
+    `Weight` values end equal share storage again. Placeholders that are not in `weights` are the
+    inputs, in order. Sources are shared with the model and never written to.
+    """
+
+    graph: fx.Graph
+    weights: dict[str, Weight]
+    sources: Mapping[str, Tensor]
+    owners: dict[str, Owner]
+
+    @property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The placeholders that the caller fills."""
+        return tuple(
+            n for n in self.graph.nodes if n.op == "placeholder" and n.name not in self.weights
+        )
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The values the graph returns, flat and without constants."""
+        return tuple(self.graph.output_node().all_input_nodes)
+
+    def weight(self, node: object) -> Weight | None:
+        """The weight that `node` is a use of, or None."""
+        if not isinstance(node, fx.Node) or node.op != "placeholder":
+            return None
+        return self.weights.get(node.name)
+
+    def clone(self) -> Program:
+        """Copy the graph, with the same names; share the sources."""
+        graph = fx.Graph()
+        output = graph.graph_copy(self.graph, {}, return_output_node=True)
+        returned, old = cast("tuple[Any, fx.Node]", output)
+        graph.output(returned).meta = dict(old.meta)
+        for new, node in zip(graph.nodes, self.graph.nodes, strict=True):
+            new.meta = dict(node.meta)
+        return Program(graph, dict(self.weights), self.sources, dict(self.owners))
+
+    def lint(self) -> None:
+        """Raise unless the graph is well formed and every weight is a placeholder of it."""
+        self.graph.lint()
+        names = {n.name for n in self.graph.nodes if n.op == "placeholder"}
+        if missing := self.weights.keys() - names:
+            raise AssertionError(f"weights without a placeholder: {sorted(missing)}")
+
+    def run(
+        self,
+        *inputs: object,
+        widen: bool = False,
+        watch: Callable[[fx.Node, object], None] | None = None,
+    ) -> tuple[object, ...]:
+        """Evaluate the graph and return its outputs, flat.
+
+        `widen` computes in float64 with every floating cast widened, which is what makes exactness
+        measurable in models that cast to float32 inside. `watch` sees each value as it is made.
+        """
+        expected = self.inputs
+        if len(inputs) != len(expected):
+            raise BadInput(f"the graph takes {len(expected)} inputs, got {len(inputs)}")
+        given = dict(zip(expected, inputs, strict=True))
+        env: dict[fx.Node, object] = {}
+        last = _last_uses(self.graph)
+
+        def load(node: fx.Node) -> object:
+            if (weight := self.weight(node)) is not None:
+                return self._value(node, weight, widen=widen)
+            return env[node]
+
+        with torch.no_grad():
+            for node in self.graph.nodes:
+                if node.op == "output":
+                    return tuple(load(n) for n in node.all_input_nodes)
+                if node.op == "placeholder":
+                    if node.name not in self.weights:
+                        env[node] = _widened(given[node]) if widen else given[node]
+                    continue
+                env[node] = _call(node, load, widen=widen)
+                if watch is not None:
+                    watch(node, env[node])
+                for dead in last.get(node, ()):
+                    env.pop(dead, None)
+        raise AssertionError("a graph ends with its output")
+
+    def _value(self, node: fx.Node, weight: Weight, *, widen: bool) -> Tensor:
+        value = weight.evaluate(self.sources)
+        if widen or not value.is_floating_point():
+            return value
+        return value.to(cast("Tensor", node.meta["val"]).dtype)
+
+    def text(self) -> str:
+        """A stable print: same graph, same text, on every machine and version."""
+        ids: dict[fx.Node, str] = {}
+        lines: list[str] = []
+        for node in self.graph.nodes:
+            if node.op == "output":
+                lines.append("return " + ", ".join(ids[n] for n in node.all_input_nodes))
+                continue
+            ids[node] = f"%{len(ids)}"
+            if (weight := self.weights.get(node.name)) is not None and node.op == "placeholder":
+                steps = "".join(f" . {type(step).__name__}" for step in weight.steps)
+                lines.append(f"{ids[node]} = weight {weight.source or 'new'}{steps}")
+            elif node.op == "placeholder":
+                lines.append(f"{ids[node]} = input {len(lines)}")
+            else:
+                args = [str(fx.map_arg(a, lambda n: _Id(ids[n]))) for a in node.args]
+                args += [
+                    f"{k}={fx.map_arg(v, lambda n: _Id(ids[n]))}" for k, v in node.kwargs.items()
+                ]
+                lines.append(f"{ids[node]} = {_op_name(node.target)}({', '.join(args)})")
+        return "\n".join(lines) + "\n"
+
+
+def _call(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool) -> object:
+    args = cast("tuple[Any, ...]", fx.map_arg(node.args, load))
+    kwargs = cast("dict[str, Any]", fx.map_arg(node.kwargs, load))
+    if widen:
+        args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
+    result = cast("Callable[..., object]", node.target)(*args, **kwargs)
+    return _widened(result) if widen else result
+
+
+def _widen_dtypes(arg: Any) -> Any:
+    if isinstance(arg, torch.dtype):
+        return torch.float64 if arg.is_floating_point else arg
+    if isinstance(arg, dict):
+        return {k: _widen_dtypes(v) for k, v in arg.items()}
+    if isinstance(arg, list | tuple):
+        return type(arg)(_widen_dtypes(a) for a in arg)
+    return arg
+
+
+def _widened(result: object) -> object:
+    if isinstance(result, Tensor) and result.is_floating_point():
+        return result.double()
+    if isinstance(result, list | tuple):
+        return type(result)(_widened(r) for r in cast("Sequence[object]", result))
+    return result
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values that nothing after it reads."""
+    last: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        for read in node.all_input_nodes:
+            if read not in seen:
+                seen.add(read)
+                last.setdefault(node, []).append(read)
+    return last
+
+
+class _Id(str):
+    """A value name that prints without quotes, at any depth."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _op_name(target: object) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).removesuffix(".default")
+    return cast("str", getattr(target, "__name__", repr(target)))

@@ -1,0 +1,214 @@
+"""What a weight is: a stored tensor and the steps that change it, evaluated once in float64."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from qpass.errors import ContractBroken
+
+
+class Basis(Protocol):
+    """An orthogonal basis change, hashable by what it is rather than by its numbers."""
+
+    @property
+    def width(self) -> int: ...
+
+    def matrix(self) -> Tensor:
+        """`[heads, width, width]` in float64."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Which entries of an axis are the coordinates of a basis.
+
+    Entry `offset + sum(i * stride)` for all `i < size`, one `(size, stride)` pair per dimension.
+    The last dimension runs over the coordinates, dimension `head` (if any) picks the matrix, and
+    the others are repetitions that change alike. Equals a whole axis for `Block.whole(n)`.
+    """
+
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    head: int | None = None
+
+    @staticmethod
+    def whole(n: int) -> Block:
+        """All of an axis of length `n`, as one basis."""
+        return Block(0, (n,), (1,))
+
+    @property
+    def width(self) -> int:
+        return self.sizes[-1]
+
+    def indices(self) -> Tensor:
+        """`[repeats, heads, width]`: the entry of the axis for each coordinate."""
+        at = torch.full((), self.offset, dtype=torch.int64)
+        for size, stride in zip(self.sizes, self.strides, strict=True):
+            at = at.unsqueeze(-1) + torch.arange(size, dtype=torch.int64) * stride
+        if self.head is None:
+            return at.reshape(-1, 1, self.width)
+        at = at.movedim(self.head, -2)
+        return at.reshape(-1, self.sizes[self.head], self.width)
+
+
+class Step(abc.ABC):
+    """One exact change of a weight: a frozen dataclass, so that equal steps compare equal."""
+
+    @abc.abstractmethod
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        """The changed float64 weight; the argument is not written to (None: a new weight)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor of `sources` by name (None: made by the first step) and the steps applied to it."""
+
+    source: str | None
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> Weight:
+        return replace(self, steps=(*self.steps, step))
+
+    def evaluate(self, sources: Mapping[str, Tensor]) -> Tensor:
+        """The value: float64 if floating, as stored otherwise; may alias the source."""
+        value = None if self.source is None else sources[self.source].detach()
+        if value is not None and value.is_floating_point():
+            value = value.double()
+        for step in self.steps:
+            value = step.apply(value, sources)
+        if value is None:
+            raise ContractBroken("a weight without a source needs a step that makes it")
+        return value
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Zeros(Step):
+    """Make a new weight: a bias that the model did not have."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return torch.zeros(self.shape, dtype=torch.float64, device="cpu")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ones(Step):
+    """Make a new weight: the gain of a norm whose own has moved away."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return torch.ones(self.shape, dtype=torch.float64, device="cpu")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Affine(Step):
+    """`weight * scale + shift` with two numbers, as in a norm that stores `w` and uses `1 + w`."""
+
+    scale: float
+    shift: float
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return _given(weight) * self.scale + self.shift
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reshape(Step):
+    """The same entries, in the same order, in another shape."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return _given(weight).reshape(self.shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Permute(Step):
+    """The axes in another order."""
+
+    order: tuple[int, ...]
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return _given(weight).permute(self.order)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScaleAxis(Step):
+    """Multiply an axis entry by entry with another weight: a norm's gain moving to its reader.
+
+    `repeats` says how often the factor is repeated along the axis, as a whole.
+    """
+
+    factor: Weight
+    axis: int
+    repeats: int = 1
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        factor = self.factor.evaluate(sources).reshape(-1).repeat(self.repeats)
+        return torch.movedim(torch.movedim(_given(weight), self.axis, -1) * factor, -1, self.axis)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AddProduct(Step):
+    """Add `vector @ matrix` (`matrix` is `[o, i]` if `transposed`): a bias that absorbs another."""
+
+    matrix: Weight
+    vector: Weight
+    transposed: bool
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        matrix = self.matrix.evaluate(sources)
+        vector = self.vector.evaluate(sources).reshape(-1)
+        return _given(weight) + (matrix @ vector if self.transposed else vector @ matrix)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ChangeBasis(Step):
+    """Multiply the coordinates of `block` on `axis` by an orthogonal basis change.
+
+    Writers and readers alike multiply by R (see `qpass.rotations.base`); `inverse` multiplies by
+    its transpose instead.
+    """
+
+    basis: Basis
+    axis: int
+    block: Block
+    inverse: bool = False
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        matrices_hnn = self.basis.matrix()
+        if self.inverse:
+            matrices_hnn = matrices_hnn.mT
+        moved = torch.movedim(_given(weight), self.axis, 0)
+        at_rhn = self.block.indices()
+        # "...hn,hnm->...hm" per trailing column, as a batched product over heads
+        rows = moved.reshape(moved.shape[0], -1)
+        picked_rhnc = rows[at_rhn]
+        out = rows.clone()
+        out[at_rhn] = torch.matmul(matrices_hnn.mT, picked_rhnc)
+        return torch.movedim(out.reshape(moved.shape), 0, self.axis)
+
+
+def _given(weight: Tensor | None) -> Tensor:
+    if weight is None:
+        raise ContractBroken("this step changes a weight and cannot make one")
+    return weight
+
+

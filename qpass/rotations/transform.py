@@ -1,0 +1,51 @@
+"""A basis change by name: what plans and weights store instead of matrices."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qpass.rotations.base import ROTATIONS, Fast, Key
+from qpass.rotations.lift import lift
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """One orthogonal matrix of a width, or `heads` different ones; equal names, equal matrices.
+
+    `lifted` takes each matrix to the subgroup that fixes the all-ones vector.
+    """
+
+    rotation: str
+    width: int
+    seed: int = 0
+    heads: int = 1
+    lifted: bool = False
+
+    def matrix(self) -> Tensor:
+        """`[heads, width, width]` in float64; shared, so never written to."""
+        return _matrix(self)
+
+    def fast(self) -> Fast | None:
+        """The fast form of a single unlifted transform, or None when there is none."""
+        if self.heads != 1 or self.lifted:
+            return None
+        return ROTATIONS[self.rotation].fast(self.width, self.key(0))
+
+    def key(self, head: int) -> Key:
+        """The random stream of one head: depends on the structure, not on who asks."""
+        return Key(f"{self.rotation}/{self.width}/{self.heads}/{head}", self.seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _matrix(transform: Transform) -> Tensor:
+    rotation = ROTATIONS[transform.rotation]
+    heads = [rotation.matrix(transform.width, transform.key(h)) for h in range(transform.heads)]
+    if transform.lifted:
+        heads = [lift(head) for head in heads]
+    return torch.stack(heads)
