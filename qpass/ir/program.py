@@ -149,21 +149,24 @@ class Program:
 
 
 def _call(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool) -> object:
-    args = cast("tuple[Any, ...]", fx.map_arg(node.args, load))
-    kwargs = cast("dict[str, Any]", fx.map_arg(node.kwargs, load))
+    fetch = cast("Callable[[fx.Node], Any]", load)
+    args: object = fx.map_arg(node.args, fetch)
+    kwargs: object = fx.map_arg(node.kwargs, fetch)
     if widen:
         args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
-    result = cast("Callable[..., object]", node.target)(*args, **kwargs)
+    result = cast("Callable[..., object]", node.target)(
+        *cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs)
+    )
     return _widened(result) if widen else result
 
 
-def _widen_dtypes(arg: Any) -> Any:
+def _widen_dtypes(arg: object) -> object:
     if isinstance(arg, torch.dtype):
         return torch.float64 if arg.is_floating_point else arg
     if isinstance(arg, dict):
-        return {k: _widen_dtypes(v) for k, v in arg.items()}
+        return {k: _widen_dtypes(v) for k, v in cast("dict[str, object]", arg).items()}
     if isinstance(arg, list | tuple):
-        return type(arg)(_widen_dtypes(a) for a in arg)
+        return type(arg)(_widen_dtypes(a) for a in cast("Sequence[object]", arg))
     return arg
 
 

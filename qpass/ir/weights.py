@@ -210,5 +210,3 @@ def _given(weight: Tensor | None) -> Tensor:
     if weight is None:
         raise ContractBroken("this step changes a weight and cannot make one")
     return weight
-
-
