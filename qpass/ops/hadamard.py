@@ -1,0 +1,67 @@
+"""What an online rotation computes: signs, then a Kronecker product with a Hadamard matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.errors import BadInput
+from qpass.ops.library import define
+
+
+def hadamard(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
+    """`((x * signs) in blocks) @ (factor (x) H)`, contiguous, in the dtype of `x`.
+
+    x `[..., n]`, signs `[n]`, factor an orthonormal `[m, m]`, H the orthonormal Sylvester matrix of
+    order `power`, n a multiple of the block `m * power`. Computed in float32 (float64 for float64).
+    """
+    return torch.ops.qpass.hadamard.default(x, signs, factor, power)
+
+
+def check_transform(n: int, signs: Tensor, factor: Tensor, power: int) -> None:
+    """Raise BadInput unless the parts describe an orthogonal map of width `n`."""
+    if power < 1 or power & (power - 1):
+        raise BadInput(f"the order of a Sylvester matrix is a power of two, got {power}")
+    if factor.dim() != 2 or factor.shape[0] != factor.shape[1]:
+        raise BadInput(f"factor is a square matrix, got shape {tuple(factor.shape)}")
+    if signs.dim() != 1 or signs.shape[0] != n:
+        raise BadInput(f"signs has one entry per channel ({n}), got shape {tuple(signs.shape)}")
+    if n % (factor.shape[0] * power):
+        raise BadInput(
+            f"width {n} is no multiple of the block {factor.shape[0]} x {power}; "
+            "choose a factor and a power whose product divides the width"
+        )
+
+
+def transformed(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
+    """The transform in the dtype of `x`, with the butterflies of H written as sums and differences.
+
+    A block is read as a matrix `X [m, power]` and becomes `factor.T @ X @ H`.
+    """
+    check_transform(x.shape[-1], signs, factor, power)
+    m = factor.shape[0]
+    y = (x * signs.to(x.dtype)).reshape(-1, m, power)
+    half = 1
+    while half < power:
+        pairs = y.reshape(-1, m, power // (2 * half), 2, half)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        y = torch.stack((low + high, low - high), dim=-2)
+        half *= 2
+    y = factor.to(x.dtype).T @ (y.reshape(-1, m, power) * power**-0.5)
+    return y.reshape(x.shape)
+
+
+def _specification(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return transformed(x.to(wide), signs, factor, power).to(x.dtype)
+
+
+def _shapes(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+define(
+    "hadamard(Tensor x, Tensor signs, Tensor factor, int power) -> Tensor",
+    _specification,
+    _shapes,
+)
