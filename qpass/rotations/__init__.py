@@ -1,7 +1,22 @@
 """Orthogonal basis changes by name, and the groups they belong to."""
 
+from qpass.rotations.apply import apply, transform_blocks
 from qpass.rotations.base import ROTATIONS, Fast, Key, Rotation
+from qpass.rotations.elements import contains, sample
 from qpass.rotations.group import Group
+from qpass.rotations.lift import lift
 from qpass.rotations.transform import Transform
 
-__all__ = ["ROTATIONS", "Fast", "Group", "Key", "Rotation", "Transform"]
+__all__ = [
+    "ROTATIONS",
+    "Fast",
+    "Group",
+    "Key",
+    "Rotation",
+    "Transform",
+    "apply",
+    "contains",
+    "lift",
+    "sample",
+    "transform_blocks",
+]

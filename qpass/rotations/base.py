@@ -59,4 +59,9 @@ class Rotation(abc.ABC):
         """The same map as a fast transform in float64, or None when there is none."""
 
 
+def no_such_width(n: int) -> str | None:
+    """Why no matrix has width `n` at all, or None."""
+    return None if n > 0 else f"a width is at least 1, got {n}"
+
+
 ROTATIONS: Registry[Rotation] = Registry("rotation", "qpass.rotations")

@@ -14,7 +14,7 @@ class Group(enum.Enum):
     POSITIVE_DIAGONAL = "positive diagonals"
     DIAGONAL = "invertible diagonals"
     PLANE_ROTATIONS = "a rotation in each rotary plane"
-    PLANE_SCALES = "a scale for each rotary plane"
+    PLANE_SCALES = "a positive scale for each rotary plane"
     ROPE_PLANES = "a rotation and a scale in each rotary plane"
     ORTHOGONAL_ONES = "orthogonal matrices that fix the all-ones vector"
     ORTHOGONAL = "orthogonal matrices"
@@ -26,6 +26,11 @@ class Group(enum.Enum):
 
     def __lt__(self, other: Group) -> bool:
         return self is not other and self <= other
+
+    def __and__(self, other: Group) -> Group:
+        """The largest named group that lies in both."""
+        shared = [group for group in Group if group <= self and group <= other]
+        return next(group for group in shared if all(less <= group for less in shared))
 
 
 # the smallest groups that properly contain each one
@@ -42,7 +47,7 @@ _PARENTS: dict[Group, tuple[Group, ...]] = {
     Group.POSITIVE_DIAGONAL: (Group.DIAGONAL,),
     Group.DIAGONAL: (Group.GENERAL,),
     Group.PLANE_ROTATIONS: (Group.ROPE_PLANES, Group.ORTHOGONAL),
-    Group.PLANE_SCALES: (Group.ROPE_PLANES,),
+    Group.PLANE_SCALES: (Group.ROPE_PLANES, Group.POSITIVE_DIAGONAL),
     Group.ROPE_PLANES: (Group.GENERAL,),
     Group.ORTHOGONAL_ONES: (Group.ORTHOGONAL,),
     Group.ORTHOGONAL: (Group.GENERAL,),

@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qpass.rotations.base import ROTATIONS, Fast, Key
+from qpass.errors import BadInput
+from qpass.rotations.base import ROTATIONS, Fast, Key, Rotation
 from qpass.rotations.lift import lift
 
 
@@ -33,18 +34,28 @@ class Transform:
 
     def fast(self) -> Fast | None:
         """The fast form of a single unlifted transform, or None when there is none."""
+        rotation = _checked(self)
         if self.heads != 1 or self.lifted:
             return None
-        return ROTATIONS[self.rotation].fast(self.width, self.key(0))
+        return rotation.fast(self.width, self.key(0))
 
     def key(self, head: int) -> Key:
         """The random stream of one head: depends on the structure, not on who asks."""
         return Key(f"{self.rotation}/{self.width}/{self.heads}/{head}", self.seed)
 
 
+def _checked(transform: Transform) -> Rotation:
+    rotation = ROTATIONS[transform.rotation]
+    if (why := rotation.supports(transform.width)) is not None:
+        raise BadInput(f"rotation {transform.rotation!r}: {why}; ask `supports` first")
+    if transform.heads < 1:
+        raise BadInput(f"rotation {transform.rotation!r}: at least 1 head, not {transform.heads}")
+    return rotation
+
+
 @functools.lru_cache(maxsize=16)
 def _matrix(transform: Transform) -> Tensor:
-    rotation = ROTATIONS[transform.rotation]
+    rotation = _checked(transform)
     heads = [rotation.matrix(transform.width, transform.key(h)) for h in range(transform.heads)]
     if transform.lifted:
         heads = [lift(head) for head in heads]
