@@ -1,0 +1,55 @@
+# demo, test, lint, bench, wheel, clean; each makes .venv and .data first and is instant when they exist
+PYTHON ?= python3
+# any build of torch will do; whatever pip accepts may stand here
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# one stamp for each version of torch asked for
+TORCH_STAMP := $(VENV)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1).stamp
+QPASS_STAMP := $(VENV)/qpass.stamp
+MODEL_STAMP := .data/smollm2/config.json
+NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+
+.PHONY: demo test lint bench wheel clean install
+.DELETE_ON_ERROR:
+
+demo: $(QPASS_STAMP) $(MODEL_STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(QPASS_STAMP) $(MODEL_STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(QPASS_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(if $(NATIVE),$(BIN)/clang-format --dry-run -Werror $(NATIVE))
+
+bench: $(QPASS_STAMP)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+wheel: $(QPASS_STAMP)
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+install: $(QPASS_STAMP)
+
+clean:
+	rm -rf $(VENV) .data build dist
+
+# torch comes first and by itself: it is large, users choose its build, and the kernels are compiled
+# against it, which is why nothing is built in isolation
+$(TORCH_STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	rm -f $(VENV)/torch-*.stamp
+	touch $@
+
+$(QPASS_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
+	$(PIP) install -c constraints.txt scikit-build-core cmake ninja
+	$(PIP) install -c constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+$(MODEL_STAMP): | $(QPASS_STAMP)
+	$(BIN)/python -m tests.data.fetch

