@@ -31,3 +31,14 @@ class Unsupported(QpassError):
 
 class StateError(QpassError):
     """A call that the object's history forbids, such as a second `quantize`."""
+
+
+def expect(claim: bool, key: str, value: object, allowed: str) -> None:
+    """Raise BadInput about the field `key` unless `claim` holds."""
+    if not claim:
+        raise BadInput(f"{key} = {value!r}: expected {allowed}")
+
+
+def expect_type(kind: type, key: str, value: object, allowed: str) -> None:
+    """Raise BadInput about the field `key` unless `value` is a `kind`; a bool is no int."""
+    expect(type(value) is kind, key, value, allowed)
