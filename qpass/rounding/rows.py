@@ -1,0 +1,113 @@
+"""How a weight of any magnitude becomes blocks of moderate numbers, and how results come together.
+
+Each row is multiplied by a power of two, which is exact, so that the scales of its blocks lie in
+the normal range of the format they are stored in; the row's float32 scale takes it off again. Rows
+whose plain scales fit keep the factor 1.
+
+Shapes: n rows, k columns, g groups of a row, b blocks (n g of them), l entries of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qpass.errors import BadInput
+from qpass.formats import QuantizedTensor, QuantSpec
+from qpass.rounding.grid import Grid, Scales
+
+# entries handled at once: a few float32 copies of them fit the cache of a core
+CHUNK = 2**18
+# float16 keeps all its bits from 2**-14 to 2**16; the margins are for clipping below, and above
+# for offsets outside the block's range
+SMALLEST_STEP = 2.0**-11
+LARGEST_EXPONENT = 13
+LARGEST_WEIGHT = torch.finfo(torch.float32).max
+
+
+def row_chunks(weight_nk: Tensor, spec: QuantSpec) -> Iterator[tuple[slice, Tensor]]:
+    """Rows in chunks of bounded size; all of them at once where they share a scale."""
+    n, k = weight_nk.shape
+    if n * k == 0:
+        return
+    step = n if spec.block == "tensor" else max(1, CHUNK // k)
+    for at in range(0, n, step):
+        rows = slice(at, min(at + step, n))
+        yield rows, weight_nk[rows].detach()
+
+
+def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Float32 blocks `[b, l]` and the exponents `[n]` (`[1]` per tensor) taken out of the rows."""
+    n, k = rows_nk.shape
+    exact_nk = rows_nk.double()
+    if spec.block == "tensor":
+        exact_nk = exact_nk.reshape(1, n * k)
+    groups = spec.groups(k)
+    blocks_ngl = exact_nk.reshape(len(exact_nk), groups, -1)
+    low_ng, high_ng = blocks_ngl.aminmax(dim=2)
+    largest_n = torch.maximum(-low_ng, high_ng).amax(1)
+    if not bool((largest_n <= LARGEST_WEIGHT).all()):
+        raise BadInput("the weight has a NaN, an infinity or an entry beyond float32; repair it")
+    reach_ng = torch.maximum(-low_ng, high_ng) if grid.symmetric else high_ng - low_ng
+    steps_ng = reach_ng / (grid.high if grid.symmetric else grid.high - grid.low)
+    smallest_n = torch.where(steps_ng > 0, steps_ng, torch.inf).amin(1)
+    exponent_n = torch.frexp(largest_n).exponent - LARGEST_EXPONENT
+    plain_n = (smallest_n >= SMALLEST_STEP) & (largest_n < 2.0**LARGEST_EXPONENT)
+    # float32 cannot hold smaller factors than its smallest normal number
+    exponent_n = torch.where(plain_n, 0, exponent_n.clamp(min=-126))
+    values = torch.ldexp(exact_nk, -exponent_n.unsqueeze(1).double()).float()
+    values_bl = values.reshape(-1, blocks_ngl.shape[2])
+    if len(values_bl) > values_bl.shape[1]:
+        # many short blocks: neighbours in memory share an entry's place, which vectorises
+        values_bl = values_bl.t().contiguous().t()
+    return values_bl, exponent_n
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """A quantized tensor that is being filled, a chunk of rows at a time."""
+
+    spec: QuantSpec
+    codes_nk: Tensor
+    scales_ng: Tensor
+    offsets_ng: Tensor
+    factors_n: Tensor
+
+    @staticmethod
+    def empty(weight_nk: Tensor, spec: QuantSpec) -> Result:
+        n, k = weight_nk.shape
+        floats = torch.zeros(n, spec.groups(k), dtype=torch.float32, device=weight_nk.device)
+        codes = torch.zeros(n, k, dtype=spec.codes.code_dtype, device=weight_nk.device)
+        return Result(
+            spec,
+            codes,
+            floats,
+            floats.clone(),
+            torch.ones(n, dtype=torch.float32, device=weight_nk.device),
+        )
+
+    def put(self, rows: slice, codes_bl: Tensor, scales: Scales, exponent_n: Tensor) -> None:
+        """Fill in `rows`; `codes` are whole numbers of any dtype."""
+        self.codes_nk[rows] = codes_bl.reshape(self.codes_nk[rows].shape).to(self.codes_nk.dtype)
+        self.scales_ng[rows] = scales.scale_b.view(len(exponent_n), -1)
+        self.offsets_ng[rows] = scales.offset_b.view(len(exponent_n), -1)
+        self.factors_n[rows] = torch.ldexp(
+            torch.ones_like(exponent_n, dtype=torch.float64), exponent_n
+        ).float()
+
+    def finish(self) -> QuantizedTensor:
+        spec = self.spec
+        if not spec.grouped:
+            return QuantizedTensor(spec, self.codes_nk, self.scales_ng[:, 0] * self.factors_n)
+        return QuantizedTensor(
+            spec,
+            self.codes_nk,
+            self.factors_n,
+            self.scales_ng.to(spec.scale_dtype),
+            None if spec.symmetric else self.offsets_ng.to(spec.scale_dtype),
+        )
