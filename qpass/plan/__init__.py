@@ -1,0 +1,17 @@
+"""What a user may ask for, and what will be done."""
+
+from qpass.plan.capability import Capability
+from qpass.plan.plan import Declined, Online, Plan, Quantized, Rotated
+from qpass.plan.recipe import Recipe, Role, preset_names
+
+__all__ = [
+    "Capability",
+    "Declined",
+    "Online",
+    "Plan",
+    "Quantized",
+    "Recipe",
+    "Role",
+    "Rotated",
+    "preset_names",
+]

@@ -1,0 +1,204 @@
+"""What will be done to a model: every choice, by name, in one value that can be saved and compared.
+
+Regions and sites are named by the analysis; a site by the path of the weight's owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TypeVar, cast, final
+
+from qpass.errors import BadInput, UnknownName, expect, expect_type
+from qpass.formats import QuantSpec
+from qpass.plan.recipe import Recipe, Role
+from qpass.rotations import ROTATIONS, Transform
+from qpass.rounding import ROUNDINGS
+
+PLAN_VERSION = 1
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A region whose values change basis; the weights around it absorb the change."""
+
+    region: str
+    transform: Transform
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Online:
+    """A transform that runs on the input of a site, whose weight absorbs the inverse."""
+
+    site: str
+    transform: Transform
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """How the weight of a site is stored and its input quantized."""
+
+    site: str
+    role: Role
+    weight: QuantSpec
+    activation: QuantSpec | None
+    rounding: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A region or site that is left as it was, and why."""
+
+    where: str
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The choices for one model; entries are sorted by name, so equal choices are equal plans."""
+
+    recipe: Recipe
+    rotated: tuple[Rotated, ...] = ()
+    online: tuple[Online, ...] = ()
+    quantized: tuple[Quantized, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    def __post_init__(self) -> None:
+        set_once = object.__setattr__
+        set_once(self, "rotated", _sorted("rotated", self.rotated, lambda r: r.region))
+        set_once(self, "online", _sorted("online", self.online, lambda o: o.site))
+        set_once(self, "quantized", _sorted("quantized", self.quantized, lambda q: q.site))
+        set_once(self, "declined", tuple(sorted(self.declined, key=lambda d: (d.where, d.why))))
+
+    def table(self) -> dict[str, object]:
+        """The plan as JSON values."""
+        return {
+            "version": PLAN_VERSION,
+            "recipe": self.recipe.table(),
+            "rotated": [asdict(entry) for entry in self.rotated],
+            "online": [asdict(entry) for entry in self.online],
+            "quantized": [asdict(entry) | {"role": entry.role.value} for entry in self.quantized],
+            "declined": [asdict(entry) for entry in self.declined],
+        }
+
+    def json(self) -> str:
+        """Text that `read` takes back; equal plans give equal text."""
+        return json.dumps(self.table(), indent=1, ensure_ascii=False) + "\n"
+
+    def digest(self) -> str:
+        """The sha256 of the plan, hexadecimal."""
+        text = json.dumps(self.table(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @staticmethod
+    def read(text: str) -> Plan:
+        """The plan that `json` wrote; anything else is a BadInput."""
+        try:
+            return _plan(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise BadInput(f"plan: is not JSON ({error})") from error
+        except (BadInput, UnknownName) as error:
+            raise BadInput(f"plan: {error}") from error
+
+
+def _sorted(what: str, entries: Iterable[T], key: Callable[[T], str]) -> tuple[T, ...]:
+    found = tuple(sorted(entries, key=key))
+    for one, other in itertools.pairwise(found):
+        if key(one) == key(other):
+            raise BadInput(f"{what}: {key(one)!r} is given twice")
+    return found
+
+
+def _plan(data: object) -> Plan:
+    version = data.get("version") if isinstance(data, Mapping) else None
+    expect_type(int, "version", version, "a plan with an integer version")
+    if cast("int", version) > PLAN_VERSION:
+        raise BadInput(f"version {version} is newer than {PLAN_VERSION}; update qpass to read it")
+    expect(version == PLAN_VERSION, "version", version, str(PLAN_VERSION))
+    names = ("version", *(field.name for field in fields(Plan)))
+    record = _record("plan", data, names)
+    recipe = record["recipe"]
+    expect(isinstance(recipe, Mapping), "recipe", recipe, "a table")
+    return Plan(
+        Recipe.read(cast("Mapping[str, object]", recipe)),
+        tuple(map(_rotated, _list(record, "rotated"))),
+        tuple(map(_online, _list(record, "online"))),
+        tuple(map(_quantized, _list(record, "quantized"))),
+        tuple(map(_declined, _list(record, "declined"))),
+    )
+
+
+def _rotated(data: object) -> Rotated:
+    record = _record("rotated", data, ("region", "transform"))
+    return Rotated(_text(record, "region"), _transform(record["transform"]))
+
+
+def _online(data: object) -> Online:
+    record = _record("online", data, ("site", "transform"))
+    return Online(_text(record, "site"), _transform(record["transform"]))
+
+
+def _quantized(data: object) -> Quantized:
+    record = _record("quantized", data, tuple(field.name for field in fields(Quantized)))
+    roles = [role.value for role in Role]
+    expect(record["role"] in roles, "role", record["role"], " or ".join(roles))
+    rounding = _text(record, "rounding")
+    ROUNDINGS[rounding]
+    return Quantized(
+        _text(record, "site"),
+        Role(record["role"]),
+        _spec(record, "weight"),
+        None if record["activation"] is None else _spec(record, "activation"),
+        rounding,
+    )
+
+
+def _declined(data: object) -> Declined:
+    record = _record("declined", data, ("where", "why"))
+    return Declined(_text(record, "where"), _text(record, "why"))
+
+
+def _transform(data: object) -> Transform:
+    record = _record("transform", data, tuple(field.name for field in fields(Transform)))
+    rotation = _text(record, "rotation")
+    ROTATIONS[rotation]
+    numbers: dict[str, int] = {}
+    for key, least in (("width", 1), ("seed", 0), ("heads", 1)):
+        number = record[key]
+        expect(type(number) is int and number >= least, key, number, f"an integer from {least}")
+        numbers[key] = cast("int", number)
+    lifted = record["lifted"]
+    expect_type(bool, "lifted", lifted, "true or false")
+    return Transform(rotation, lifted=bool(lifted), **numbers)
+
+
+def _spec(record: Mapping[str, object], key: str) -> QuantSpec:
+    expect(isinstance(record[key], Mapping), key, record[key], "a table")
+    return QuantSpec.read(cast("Mapping[str, object]", record[key]))
+
+
+def _text(record: Mapping[str, object], key: str) -> str:
+    expect_type(str, key, record[key], "a string")
+    return cast("str", record[key])
+
+
+def _list(record: Mapping[str, object], key: str) -> list[object]:
+    expect_type(list, key, record[key], "a list")
+    return cast("list[object]", record[key])
+
+
+def _record(what: str, data: object, names: tuple[str, ...]) -> Mapping[str, object]:
+    """`data` as a table that has exactly the keys `names`."""
+    claim = isinstance(data, Mapping) and set(cast("Mapping[str, object]", data)) == set(names)
+    expect(claim, what, data, f"a table of {', '.join(names)}")
+    return cast("Mapping[str, object]", data)
