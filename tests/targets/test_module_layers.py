@@ -1,0 +1,175 @@
+"""Do the modules that replace linears and embeddings compute, store, cast and copy as promised?"""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qpass.errors import BadInput
+from qpass.ops import pack_linear
+from qpass.rotations import Transform
+from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+
+N, K = 19, 24
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TURN = Transform("hadamard", K, seed=3)
+
+# relative to the largest entry: sums of K products, each rounded to the type of the input
+SUMS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def quantized(bits: int = 4, groups: int = 3, offsets: bool = False, **options) -> QuantizedLinear:
+    g = generator()
+    low, high = (0, 16) if bits == 4 and offsets else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    kind = torch.uint8 if low == 0 else torch.int8
+    codes = torch.randint(low, high, (N, K), generator=g, dtype=kind)
+    scales = torch.rand(N, groups, generator=g).half() + 0.5 if groups else None
+    shifts = torch.randn(N, groups, generator=g).half() if offsets else None
+    packed = pack_linear(codes, torch.rand(N, generator=g) + 0.1, scales, shifts, bits=bits)
+    options.setdefault("dtype", torch.float32)
+    return QuantizedLinear(packed, torch.randn(N, generator=g), **options)
+
+
+LAYERS = {
+    "int8": lambda **o: quantized(8, 0, **o),
+    "int4": lambda **o: quantized(4, 0, **o),
+    "int4 groups": lambda **o: quantized(4, 3, activation_bits=8, **o),
+    "int4 offsets": lambda **o: quantized(4, 3, offsets=True, **o),
+    "int4 online": lambda **o: quantized(4, 3, transform=TURN, **o),
+    "int8 activations online": lambda **o: quantized(8, 2, activation_bits=8, transform=TURN, **o),
+}
+
+
+def relative(want: Tensor, got: Tensor) -> float:
+    want, got = want.detach().double(), got.detach().double()
+    return float((want - got).abs().max() / want.abs().max())
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_multiplies_by_its_weight(name: str, dtype: torch.dtype) -> None:
+    layer = LAYERS[name](dtype=dtype)
+    x = torch.randn(2, 5, K, generator=generator(1), dtype=torch.float64).to(dtype)
+    assert layer.bias is not None
+    weight = copy.deepcopy(layer).double().weight
+    got = layer(x)
+    assert got.dtype is dtype
+    want = nn.functional.linear(x.double(), weight, layer.bias.double())
+    # 8-bit rows: half a step of 127 in each of K products
+    limit = SUMS[dtype] + (0.02 if layer.activation_bits else 0.0)
+    assert relative(want, got) <= limit
+    assert layer.weight.dtype is dtype
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_casts_leave_integers_and_scales_alone(name: str) -> None:
+    layer = LAYERS[name]()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    layer.half().bfloat16().to(torch.float32)
+    after = layer.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert after[key].dtype == value.dtype
+        assert torch.equal(after[key], value)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("through", ["deepcopy", "pickle", "state_dict"])
+def test_copies_compute_the_same(name: str, through: str) -> None:
+    layer = LAYERS[name]()
+    x = torch.randn(3, K, generator=generator(1))
+    want = layer(x)
+    if through == "deepcopy":
+        other = copy.deepcopy(layer)
+    elif through == "pickle":
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = LAYERS[name]()
+        for buffer in other.buffers():
+            if buffer is not other.bias and other.online is None:
+                buffer.zero_()
+        other.load_state_dict(layer.state_dict())
+    for buffer in layer.buffers():
+        buffer.zero_()
+    assert torch.equal(other(x), want)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    layer = quantized()
+    state = layer.state_dict()
+    codes = state.pop("codes")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"codes is torch.uint8 \(19, 11\)"):
+        layer.load_state_dict({**state, "codes": codes[:, 1:]})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        layer.load_state_dict({**state, "codes": codes, "weight": codes})
+
+
+def test_four_bits_take_half_a_byte_in_memory_and_in_files() -> None:
+    layer = quantized(4, 0)
+    assert layer.state_dict()["codes"].nbytes == N * K // 2
+    # rows come in blocks of 16
+    assert layer.packed_weight.nbytes == 32 * K // 2
+    held = [t for t in layer.__dict__["_buffers"].values() if t is not None]
+    assert sum(t.nbytes for t in held if t.dtype is torch.uint8) == layer.packed_weight.nbytes
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_rotated_linear_is_the_linear_it_came_from(dtype: torch.dtype, transposed: bool) -> None:
+    g = generator()
+    weight = torch.randn(N, K, generator=g, dtype=torch.float64)
+    bias = torch.randn(N, generator=g, dtype=torch.float64)
+    turned = weight @ TURN.matrix()[0]
+    layer = RotatedLinear(turned.to(dtype), bias.to(dtype), transform=TURN, transposed=transposed)
+    x = torch.randn(2, 5, K, generator=g, dtype=torch.float64)
+    assert relative(nn.functional.linear(x, weight, bias), layer(x.to(dtype))) <= SUMS[dtype]
+    shown = layer.weight.mT if transposed else layer.weight
+    assert relative(weight, shown) <= SUMS[dtype]
+    assert layer.half().online.factor.dtype.itemsize >= 4
+    assert set(layer.state_dict()) == {"rotated", "bias"}
+
+
+def test_an_embedding_looks_rows_up() -> None:
+    g = generator()
+    codes = torch.randint(-127, 128, (13, 6), generator=g, dtype=torch.int8)
+    layer = QuantizedEmbedding(codes, torch.rand(13, generator=g), dtype=torch.bfloat16)
+    ids = torch.randint(0, 13, (2, 3), generator=g)
+    assert torch.equal(layer(ids), layer.weight[ids])
+    assert layer(ids).dtype is torch.bfloat16
+    assert layer.float()(ids).dtype is torch.float32
+    assert layer.codes.dtype is torch.int8
+    other = QuantizedEmbedding(torch.zeros_like(codes), torch.zeros(13), dtype=torch.float32)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(ids), layer(ids))
+
+
+def test_a_transform_of_another_width_is_refused() -> None:
+    with pytest.raises(BadInput, match="width"):
+        quantized(transform=Transform("hadamard", 2 * K))
+    with pytest.raises(BadInput, match="no fast form"):
+        quantized(transform=Transform("haar", K))
+
+
+@pytest.mark.parametrize("name", ["int4 groups", "int8 activations online"])
+def test_it_can_be_compiled_and_exported(name: str) -> None:
+    layer = LAYERS[name]()
+    x = torch.randn(3, K, generator=generator(1))
+    want = layer(x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    exported = torch.export.export(layer, (x,)).module()
+    with torch.no_grad():
+        assert torch.equal(compiled(x), want)
+        assert torch.equal(exported(x), want)
