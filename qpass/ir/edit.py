@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -54,6 +54,51 @@ def replace(old: fx.Node, new: fx.Node) -> None:
 def redirect(user: fx.Node, old: fx.Node, new: fx.Node) -> None:
     """Let `user` alone read `new` where it read `old`."""
     user.replace_input_with(old, new)
+
+
+def own_use(program: Program, node: fx.Node, user: fx.Node) -> fx.Node:
+    """A new use of the weight that `node` uses, read by `user` alone."""
+    with program.graph.inserting_after(node):
+        new = program.graph.placeholder(node.name)
+    new.meta = dict(node.meta)
+    program.weights[new.name] = program.weights[node.name]
+    if (owner := program.owners.get(node.name)) is not None:
+        program.owners[new.name] = owner
+    redirect(user, node, new)
+    return new
+
+
+def derive_use(
+    program: Program, node: fx.Node, weight: Weight, like: Tensor, owner: Owner | None
+) -> fx.Node:
+    """A use of `weight` placed behind the use `node`; `like` has its shape and element type."""
+    with program.graph.inserting_after(node):
+        new = program.graph.placeholder(node.name)
+    new.meta = {**node.meta, "val": like}
+    program.weights[new.name] = weight
+    if owner is not None:
+        program.owners[new.name] = owner
+    return new
+
+
+def retarget(node: fx.Node, target: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Let `node` call another operator that computes the same value."""
+    node.target = target
+    node.args = cast("tuple[Any, ...]", args)
+    node.kwargs = cast("dict[str, Any]", kwargs)
+
+
+def inline(node: fx.Node, body: fx.Graph, args: Sequence[object]) -> None:
+    """Replace a call of `body` on `args`, whose results are read by index, with its nodes."""
+    env: dict[fx.Node, Any] = dict(
+        zip((n for n in body.nodes if n.op == "placeholder"), args, strict=True)
+    )
+    with node.graph.inserting_before(node):
+        results = cast("Sequence[Any]", node.graph.graph_copy(body, env))
+    for user in list(node.users):
+        index = cast("int", user.args[1])
+        replace(user, results[index])
+    node.graph.erase_node(node)
 
 
 def erase_dead(program: Program) -> None:

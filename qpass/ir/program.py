@@ -66,13 +66,7 @@ class Program:
 
     def clone(self) -> Program:
         """Copy the graph, with the same names; share the sources."""
-        graph = fx.Graph()
-        output = graph.graph_copy(self.graph, {}, return_output_node=True)
-        returned, old = cast("tuple[Any, fx.Node]", output)
-        graph.output(returned).meta = dict(old.meta)
-        for new, node in zip(graph.nodes, self.graph.nodes, strict=True):
-            new.meta = dict(node.meta)
-        return Program(graph, dict(self.weights), self.sources, dict(self.owners))
+        return Program(copy(self.graph), dict(self.weights), self.sources, dict(self.owners))
 
     def lint(self) -> None:
         """Raise unless the graph is well formed and every weight is a placeholder of it."""
@@ -129,6 +123,7 @@ class Program:
         """A stable print: same graph, same text, on every machine and version."""
         ids: dict[fx.Node, str] = {}
         lines: list[str] = []
+        inputs = self.inputs
         for node in self.graph.nodes:
             if node.op == "output":
                 lines.append("return " + ", ".join(ids[n] for n in node.all_input_nodes))
@@ -138,7 +133,7 @@ class Program:
                 steps = "".join(f" . {type(step).__name__}" for step in weight.steps)
                 lines.append(f"{ids[node]} = weight {weight.source or 'new'}{steps}")
             elif node.op == "placeholder":
-                lines.append(f"{ids[node]} = input {len(lines)}")
+                lines.append(f"{ids[node]} = input {inputs.index(node)}")
             else:
                 args = [str(fx.map_arg(a, lambda n: _Id(ids[n]))) for a in node.args]
                 args += [
@@ -146,6 +141,17 @@ class Program:
                 ]
                 lines.append(f"{ids[node]} = {_op_name(node.target)}({', '.join(args)})")
         return "\n".join(lines) + "\n"
+
+
+def copy(graph: fx.Graph) -> fx.Graph:
+    """An independent graph with the same nodes, names and metadata."""
+    new = fx.Graph()
+    output = new.graph_copy(graph, {}, return_output_node=True)
+    returned, old = cast("tuple[Any, fx.Node]", output)
+    new.output(returned).meta = dict(old.meta)
+    for made, node in zip(new.nodes, graph.nodes, strict=True):
+        made.meta = dict(node.meta)
+    return new
 
 
 def _call(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool) -> object:

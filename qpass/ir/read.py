@@ -38,6 +38,11 @@ def argument(node: fx.Node, name: str) -> object:
     raise TypeError(f"{node.format_node()}: {op} has no argument {name!r}")
 
 
+def plain_arguments(node: fx.Node) -> tuple[object, ...]:
+    """The positional arguments of a call that has no schema."""
+    return node.args
+
+
 def value(node: fx.Node, name: str) -> fx.Node:
     """The graph value passed as `name`."""
     found = argument(node, name)
@@ -80,6 +85,12 @@ def sizes(node: fx.Node, name: str) -> tuple[object, ...]:
     return (found,) if isinstance(found, int) else tuple(cast("Sequence[object]", found))
 
 
+def returned(graph: fx.Graph) -> tuple[object, ...]:
+    """What a graph returns, in order: values and constants."""
+    found = graph.output_node().args[0]
+    return tuple(cast("Sequence[object]", found)) if isinstance(found, list | tuple) else (found,)
+
+
 def fake(node: fx.Node) -> Tensor | None:
     """The tensor without data that describes a value, or None for a value that is no tensor."""
     found = node.meta.get("val")
@@ -94,6 +105,75 @@ def shape(node: fx.Node) -> tuple[Size, ...]:
     return tuple(found.shape)
 
 
+def dtype(node: fx.Node) -> torch.dtype | None:
+    """The element type of a tensor value, or None for a value that is no tensor."""
+    found = fake(node)
+    return None if found is None else found.dtype
+
+
+def static_shape(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a tensor value, or None when it is symbolic or the value is no tensor."""
+    found = fake(node)
+    if found is None or any(isinstance(size, torch.SymInt) for size in shape(node)):
+        return None
+    return tuple(found.shape)
+
+
+def same_size(a: object, b: object) -> bool:
+    """Whether two sizes are equal for every input; two symbols must be the same expression."""
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        # comparing symbolic integers with == would add a guard
+        return bool(a.node.expr == b.node.expr)
+    return isinstance(a, int) and isinstance(b, int) and a == b
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two tensor values have one shape for every input."""
+    first, second = fake(a), fake(b)
+    if first is None or second is None or first.dim() != second.dim():
+        return False
+    return all(same_size(m, n) for m, n in zip(first.shape, second.shape, strict=True))
+
+
+def same_type(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two tensor values have one element type, and one shape for every input."""
+    return dtype(a) == dtype(b) and same_shape(a, b)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node changes one of its arguments."""
+    op = operator(node)
+    return op is not None and op._schema.is_mutable
+
+
+def flat_axis(node: fx.Node, axis: int) -> int:
+    """`axis` of a tensor value, counted from the front."""
+    return axis % max(len(shape(node)), 1)
+
+
+def uncast(node: fx.Node) -> fx.Node:
+    """The value behind casts between floating types, which do nothing over the reals."""
+    while calls(node, torch.ops.aten.to.dtype) and is_floating(node):
+        source = value(node, "self")
+        if not is_floating(source):
+            break
+        node = source
+    return node
+
+
+def readers(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What reads a value, looking through casts between floating types."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += readers(user) if uncast(user) is not user else [user]
+    return tuple(found)
+
+
+def describe(node: fx.Node) -> str:
+    """A value in words: its operator, or what else it is."""
+    return str(operator(node) or node.op)
+
+
 def is_floating(node: fx.Node) -> bool:
     """Whether a value is a tensor of real numbers."""
     found = fake(node)
@@ -102,5 +182,12 @@ def is_floating(node: fx.Node) -> bool:
 
 def module_path(node: fx.Node) -> str:
     """The dotted path of the innermost module a node was traced in; empty for the root."""
+    stack = module_stack(node)
+    return stack[-1] if stack else ""
+
+
+def module_stack(node: fx.Node) -> tuple[str, ...]:
+    """The dotted paths of the modules a node was traced in, outermost first."""
     stack = cast("dict[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
-    return list(stack.values())[-1][0] if stack else ""
+    # a module that runs several times is traced as `path@1`, `path@2`, ...
+    return tuple(path.partition("@")[0] for path, _ in stack.values())

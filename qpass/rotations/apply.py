@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -50,6 +49,5 @@ def _pieces(power: int, like: Tensor) -> list[Tensor]:
     return [_orthonormal(size).to(like) for size in sizes]
 
 
-@functools.lru_cache(maxsize=16)
 def _orthonormal(power: int) -> Tensor:
     return sylvester(power).double() / math.sqrt(power)

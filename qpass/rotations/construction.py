@@ -12,9 +12,9 @@ from torch import Tensor
 from qpass.rotations.flat import flattest
 from qpass.rotations.hadamard_orders import hadamard_recipe
 
-# the factor is applied densely, m multiplications for each value: past this order a slightly
-# less flat factor of a quarter of the order or less is the better bargain
-LARGEST_HADAMARD_FACTOR = 256
+# the factor is applied densely, m multiplications for each value: past this order an almost flat
+# factor of a quarter of the order is the better bargain (the README has the numbers)
+LARGEST_CHEAP_HADAMARD = 64
 
 
 @final
@@ -39,14 +39,26 @@ class Construction:
 
 
 def construct(n: int) -> Construction:
-    """The smallest Hadamard factor for width n if it is small enough, else its odd part."""
-    odd = n // (n & -n)
-    m = odd
-    while n % m == 0 and m <= LARGEST_HADAMARD_FACTOR:
+    """The smallest Hadamard factor for width n where it is cheap, else the flattest odd part."""
+    exact = construct_exact(n)
+    if exact is not None and exact.m <= LARGEST_CHEAP_HADAMARD:
+        return exact
+    odd = _odd_part(n)
+    return Construction(odd, n // odd, hadamard=False)
+
+
+def construct_exact(n: int) -> Construction | None:
+    """The smallest Hadamard factor for width n, or None where no Hadamard matrix is known."""
+    m = _odd_part(n)
+    while n % m == 0:
         if hadamard_recipe(m) is not None:
             return Construction(m, n // m, hadamard=True)
         m *= 2
-    return Construction(odd, n // odd, hadamard=False)
+    return None
+
+
+def _odd_part(n: int) -> int:
+    return n // (n & -n)
 
 
 @functools.lru_cache(maxsize=32)

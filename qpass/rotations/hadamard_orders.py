@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qpass.rotations.finite_field import jacobsthal, prime_power
+from qpass.rotations.williamson import has_williamson, williamson
 
 _TWO = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
 
@@ -30,7 +31,7 @@ def hadamard_recipe(order: int) -> Recipe | None:
     """The first construction that reaches `order`, or None where none of them does."""
     if order < 1 or (order > 2 and order % 4):
         return None
-    for construction in (_sylvester, _paley_one, _paley_two, _kronecker):
+    for construction in (_sylvester, _paley_one, _paley_two, _williamson, _kronecker):
         if (recipe := construction(order)) is not None:
             return recipe
     return None
@@ -81,6 +82,12 @@ def _paley_two(order: int) -> Recipe | None:
 def _doubled(C: Tensor) -> Tensor:
     diagonal = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int8)
     return torch.kron(C, _TWO) + torch.kron(torch.eye(len(C), dtype=torch.int8), diagonal)
+
+
+def _williamson(order: int) -> Recipe | None:
+    if not has_williamson(order):
+        return None
+    return Recipe(order, f"Williamson of order {order}", lambda: williamson(order))
 
 
 def _kronecker(order: int) -> Recipe | None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from qpass.ops.hadamard import hadamard
 from qpass.rotations import ROTATIONS, Fast, Key
 from qpass.rotations.apply import apply, dense, transform_blocks
 
@@ -23,6 +24,16 @@ def test_the_convention_by_hand() -> None:
     H = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / math.sqrt(2)
     want = (x * signs) @ torch.kron(factor, H)
     torch.testing.assert_close(apply(Fast(signs, factor, 2), x), want)
+
+
+@pytest.mark.parametrize("n", [1, 12, 35, 96, 8960])
+def test_the_operator_agrees(n: int) -> None:
+    fast = HADAMARD.fast(n, Key("a", 0))
+    assert fast is not None
+    x = torch.randn(3, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(
+        hadamard(x, fast.signs, fast.factor, fast.power), apply(fast, x), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (0, 24), (2, 0, 24), (2, 3, 5, 24)])

@@ -6,20 +6,22 @@ import time
 import pytest
 import torch
 
+from qpass.errors import BadInput
 from qpass.rotations import ROTATIONS, Key
 from qpass.rotations.apply import apply
-from qpass.rotations.construction import construct
+from qpass.rotations.construction import construct, construct_exact
 from qpass.rotations.finite_field import jacobsthal, prime_power
 from qpass.rotations.flat import flattest
 from qpass.rotations.hadamard_orders import hadamard_recipe
 
-PALEY_AND_KRONECKER = 372  # of the multiples of 4 up to 2048, counted independently
+PALEY_AND_KRONECKER = 372  # of the multiples of 4 up to 2048, without Williamson's
 HARTLEY = math.sqrt(2) + 1e-12
 
 
 def test_how_many_orders_are_reached() -> None:
     reached = [n for n in range(4, 2049, 4) if hadamard_recipe(n) is not None]
-    assert len(reached) >= PALEY_AND_KRONECKER
+    assert len(reached) > PALEY_AND_KRONECKER
+    assert {92, 116, 172, 184, 232} <= {*reached}
 
 
 @pytest.mark.parametrize("order", [n for n in (1, 2, *range(4, 305, 4)) if hadamard_recipe(n)])
@@ -60,9 +62,10 @@ def test_prime_powers() -> None:
         (97, 97, 1, False),
         (576, 36, 16, True),
         (1536, 12, 128, True),
-        (8960, 140, 64, True),
+        (8960, 35, 256, False),
+        (11008, 43, 256, False),
         (13696, 107, 128, False),
-        (18944, 148, 128, True),
+        (18944, 37, 512, False),
         (49152, 12, 4096, True),
         (32768, 1, 32768, True),
         (10944, 171, 64, False),
@@ -74,6 +77,27 @@ def test_the_choice_for_a_width(n: int, m: int, power: int, hadamard: bool) -> N
     assert (construction.m, construction.power) == (m, power)
     assert construction.hadamard is hadamard
     assert construction.why()
+
+
+@pytest.mark.parametrize(
+    ("n", "m"), [(576, 36), (8960, 140), (10944, 684), (11008, 172), (18944, 148), (29568, 924)]
+)
+def test_the_exact_choice_for_a_width(n: int, m: int) -> None:
+    construction = construct_exact(n)
+    assert construction is not None
+    assert (construction.m, construction.power) == (m, n // m)
+    H = construction.factor() * math.sqrt(m)
+    assert (H.abs() == 1).all()
+    assert torch.equal(H @ H.T, m * torch.eye(m, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [3, 6, 13696, 27392])
+def test_widths_without_a_known_hadamard_matrix(n: int) -> None:
+    assert construct_exact(n) is None
+    why = ROTATIONS["hadamard_exact"].supports(n)
+    assert why == f"no Hadamard matrix of order {n} is known here"
+    with pytest.raises(BadInput, match="use 'hadamard'"):
+        ROTATIONS["hadamard_exact"].fast(n, Key("a", 0))
 
 
 @pytest.mark.parametrize("n", range(1, 131))
@@ -88,7 +112,7 @@ def test_entries_are_as_flat_as_claimed(n: int) -> None:
         assert largest.max() <= HARTLEY
 
 
-@pytest.mark.parametrize("m", [3, 7, 11, 23, 35, 97, 107])
+@pytest.mark.parametrize("m", [3, 7, 11, 23, 35, 37, 43, 97, 107, 171, 231])
 def test_a_core_or_jacobsthal_factor_is_nearly_flat(m: int) -> None:
     assert flattest(m).coherence <= 1 + 1 / math.sqrt(m)
 

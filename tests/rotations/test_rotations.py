@@ -102,6 +102,15 @@ def test_a_transform_is_the_matrix_of_its_fast_form() -> None:
     torch.testing.assert_close(apply(fast, eye), transform.matrix()[0], rtol=0, atol=FAST)
 
 
+def test_haar_has_no_preferred_sign() -> None:
+    # plain QR fixes the signs of the diagonal, which uniform matrices do not
+    matrices = [ROTATIONS["haar"].matrix(4, Key("haar", seed)) for seed in range(256)]
+    diagonal = torch.stack([R.diagonal() for R in matrices])
+    # an entry has variance 1/4; five standard errors
+    assert diagonal.mean(0).abs().max() <= 5 * 0.5 / 16
+    assert (diagonal.pow(2).mean(0) - 1 / 4).abs().max() <= 5 * 0.5 / 16
+
+
 def test_blocks_do_not_mix() -> None:
     R = ROTATIONS["block_hadamard_64"].matrix(192, Key("a", 0))
     inside = torch.block_diag(*[torch.ones(64, 64)] * 3).bool()

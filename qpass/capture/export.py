@@ -1,0 +1,186 @@
+"""How a module with sample inputs becomes a Program: through `torch.export`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from qpass.capture.call import Captured, Inputs, arguments, output_names
+from qpass.capture.clean import clean
+from qpass.capture.inline import inline_regions
+from qpass.capture.raising import raise_idioms
+from qpass.capture.sample import doubled, dynamic_shapes
+from qpass.capture.uses import find_owners, lift, split_uses
+from qpass.errors import BadInput, CaptureFailed
+from qpass.ir import Note, Program, Weight, read
+
+_WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Captured:
+    """Trace `model`, in evaluation mode, on sample `inputs`: a tensor, args or kwargs.
+
+    Batch and sequence sizes stay symbolic where the model allows it. The model is left as it is.
+    Raises `BadInput` where the inputs do not fit, `CaptureFailed` where there is no graph.
+    """
+    signature = inspect.signature(model.forward)
+    # a cache is state that a graph cannot return; without it the outputs are the same
+    extra = {"use_cache": False} if "use_cache" in signature.parameters else {}
+    args, kwargs = arguments(inputs, signature, extra)
+    _check_devices(model, (args, kwargs))
+    with _evaluating(model):
+        exported, notes = _export(model, args, kwargs)
+    program = _program(exported, model)
+    positions = _drop_constant_inputs(program)
+    notes += raise_idioms(program)
+    return Captured(
+        program,
+        output_names(program, _structure(exported.call_spec.out_spec)),
+        tuple(notes),
+        signature,
+        _structure(exported.call_spec.in_spec),
+        positions,
+        extra,
+    )
+
+
+def _check_devices(model: nn.Module, inputs: object) -> None:
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    if len(devices) > 1:
+        raise BadInput(
+            f"the model and its inputs are on several devices ({', '.join(devices)})\n"
+            "  move them to one first"
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _export(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[ExportedProgram, list[Note]]:
+    """Export with symbolic sizes, or, where that fails, with the sizes of the sample."""
+    dynamic = doubled((args, kwargs))
+    shapes = dynamic_shapes(model, *dynamic)
+    try:
+        return _exported(model, *dynamic, shapes), []
+    except Exception as error:  # noqa: BLE001  the model's own code runs and may raise anything
+        symbolic = error
+    try:
+        exported = _exported(model, args, kwargs, None)
+    except Exception as error:
+        raise _refusal(model, args, kwargs, error) from error
+    why = f"captured with the sizes of the sample inputs only: {_first_line(symbolic)}"
+    return exported, [Note(done=False, where="inputs", why=why)]
+
+
+def _exported(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], shapes: object
+) -> ExportedProgram:
+    exported = export(
+        model, args, kwargs, dynamic_shapes=cast("dict[str, Any] | None", shapes), strict=False
+    )
+    bodies = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    # the constants that code makes are copied and detached in place, which `clean` drops
+    harmless = torch.ops.aten.detach_.default
+    if any(read.writes(n) and n.target is not harmless for b in bodies for n in b.graph.nodes):
+        exported = exported.run_decompositions({})
+    return exported
+
+
+def _refusal(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], error: Exception
+) -> BadInput | CaptureFailed:
+    """Say whether the inputs or the way the model is written made the export fail."""
+    try:
+        model(*args, **kwargs)
+    except Exception as own:  # noqa: BLE001  whatever the model raises on its own is about its inputs
+        return BadInput(
+            f"the model itself fails on these inputs: {type(own).__name__}: {_first_line(own)}"
+        )
+    return CaptureFailed(
+        f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}\n"
+        "  branches and sizes that depend on tensor values cannot be captured; "
+        "torch.compile(model, backend='qpass') captures the parts between them"
+    )
+
+
+def _program(exported: ExportedProgram, model: nn.Module) -> Program:
+    graph = inline_regions(exported.graph_module)
+    signature = exported.graph_signature
+    for output in signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureFailed(
+                f"the model's forward writes to {output.target}\n"
+                "  qpass captures functions; keep such state outside of the model"
+            )
+    names = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    weights: dict[str, Weight] = {}
+    sources: dict[str, Tensor] = {}
+    stored = _stored(model)
+    for spec in signature.input_specs:
+        if spec.kind not in _WEIGHTS or spec.target is None:
+            continue
+        tensor = stored.get(spec.target)
+        if tensor is None:
+            tensor = cast("Tensor", {**exported.state_dict, **exported.constants}[spec.target])
+        name = names[spec.arg.name].name
+        weights[name], sources[spec.target] = Weight(spec.target), tensor
+    program = Program(graph, weights, sources, {})
+    clean(program)
+    split_uses(program)
+    find_owners(program, model, {name: name for name in sources if name in stored})
+    lift(program)
+    split_uses(program)
+    clean(program)
+    program.lint()
+    return program
+
+
+def _drop_constant_inputs(program: Program) -> tuple[int, ...]:
+    """Erase inputs that are no tensors, which the trace took as constants; say which remain."""
+    positions: list[int] = []
+    for position, node in enumerate(program.inputs):
+        if read.fake(node) is not None:
+            positions.append(position)
+        elif node.users:
+            raise CaptureFailed(f"input {node.name} is no tensor but the graph computes with it")
+        else:
+            program.graph.erase_node(node)
+    return tuple(positions)
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _structure(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:
+    if spec is None:
+        raise CaptureFailed("torch.export does not say how the model is called")
+    return spec
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
