@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH_STAMP := $(VENV)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1).stamp
 QPASS_STAMP := $(VENV)/qpass.stamp
 MODEL_STAMP := .data/smollm2/config.json
-NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp)
 
 .PHONY: demo test lint bench wheel clean install
 .DELETE_ON_ERROR:

@@ -1,0 +1,36 @@
+"""What was done to a model, and what was declined and why?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qpass.ir import Note
+from qpass.plan import Plan
+from qpass.report.table import Cell, Table
+from qpass.rotations import Transform
+
+
+def notes_table(title: str, notes: Iterable[Note]) -> Table:
+    """One row for each note, the refusals first: they are what a reader looks for."""
+    ordered = sorted(notes, key=lambda note: note.done)
+    rows = tuple(("done" if n.done else "declined", n.where, n.why) for n in ordered)
+    return Table(title, ("what", "where", "why"), rows)
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row for each choice of a plan, in the order the plan holds them."""
+    rows: list[tuple[Cell, ...]] = [
+        ("rotated", entry.region, _transform(entry.transform)) for entry in plan.rotated
+    ]
+    rows += [("online", entry.site, _transform(entry.transform)) for entry in plan.online]
+    for entry in plan.quantized:
+        stored = entry.weight.format
+        read = "float" if entry.activation is None else entry.activation.format
+        rows.append(("quantized", entry.site, f"{stored} weight, {read} input, {entry.rounding}"))
+    rows += [("declined", entry.where, entry.why) for entry in plan.declined]
+    return Table("plan", ("what", "where", "how"), tuple(rows))
+
+
+def _transform(transform: Transform) -> str:
+    heads = "" if transform.heads == 1 else f"{transform.heads} heads of "
+    return f"{transform.rotation}, {heads}width {transform.width}"

@@ -1,0 +1,72 @@
+"""Does every command keep its promises about output, errors and exit codes?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from qpass.cli.main import run
+from qpass.plan import Recipe, preset_names
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from qpass.cli.main import run; run(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'onnx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recipes" in done.stdout
+
+
+def test_no_arguments_show_help_and_fail() -> None:
+    assert run([]) == 2
+
+
+def test_an_unknown_command_and_option_exit_with_2(capsys) -> None:
+    assert run(["quantise"]) == 2
+    assert run(["recipes", "--no-such-option"]) == 2
+    assert "no-such-option" in capsys.readouterr().err
+
+
+def test_recipes_lists_every_preset(capsys) -> None:
+    assert run(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in preset_names())
+
+
+def test_recipes_as_json(capsys) -> None:
+    assert run(["recipes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_printed_recipe_reads_back(name: str, capsys) -> None:
+    assert run(["recipes", name]) == 0
+    table = tomllib.loads(capsys.readouterr().out)
+    assert Recipe.read(table) == Recipe.read(name)
+
+
+def test_an_unknown_recipe_names_the_nearest_on_stderr(capsys) -> None:
+    assert run(["recipes", "w8a9"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("qpass: ")
+    assert "did you mean 'w8a8'" in captured.err
+    assert "Traceback" not in captured.err
