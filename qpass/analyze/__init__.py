@@ -1,0 +1,19 @@
+"""Which axes of a program may change basis together, and what holds the others still."""
+
+from qpass.analyze.constraints import Pin, Role
+from qpass.analyze.ends import find_heads, find_tables
+from qpass.analyze.matmuls import Matmul, find_matmuls
+from qpass.analyze.regions import Region, Site, Span, find_regions
+
+__all__ = [
+    "Matmul",
+    "Pin",
+    "Region",
+    "Role",
+    "Site",
+    "Span",
+    "find_heads",
+    "find_matmuls",
+    "find_regions",
+    "find_tables",
+]

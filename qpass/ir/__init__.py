@@ -1,5 +1,6 @@
 """The program that passes read and write, and the only code that touches fx nodes."""
 
+from qpass.ir import edit, read
 from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
 from qpass.ir.weights import (
@@ -36,5 +37,7 @@ __all__ = [
     "Step",
     "Weight",
     "Zeros",
+    "edit",
+    "read",
     "run_passes",
 ]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from qpass.ir import read
 from qpass.ir.program import Owner, Program
 from qpass.ir.weights import Weight
 
@@ -28,6 +29,14 @@ def call(
     origin = like if like is not None else before
     node.meta = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
     node.meta["val"] = _fake_result(node)
+    return node
+
+
+def after(program: Program, value: fx.Node) -> fx.Node:
+    """The first node in front of which `value` can be read: placeholders stay together."""
+    node = value.next
+    while node.op == "placeholder":
+        node = node.next
     return node
 
 
@@ -99,6 +108,18 @@ def inline(node: fx.Node, body: fx.Graph, args: Sequence[object]) -> None:
         index = cast("int", user.args[1])
         replace(user, results[index])
     node.graph.erase_node(node)
+
+
+def set_argument(node: fx.Node, name: str, value: fx.Node) -> None:
+    """Pass `value` as the argument called `name`, which the call left out or gave as None."""
+    op = read.operator(node)
+    if op is None:
+        raise TypeError(f"{node.format_node()}: has no schema")
+    names = [argument.name for argument in op._schema.arguments]
+    if names.index(name) < len(node.args):
+        node.update_arg(names.index(name), value)
+    else:
+        node.update_kwarg(name, value)
 
 
 def erase_dead(program: Program) -> None:

@@ -58,6 +58,18 @@ class Program:
         """The values the graph returns, flat and without constants."""
         return tuple(self.graph.output_node().all_input_nodes)
 
+    def node(self, name: str) -> fx.Node:
+        """The node of that name."""
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def site(self, use: str) -> str:
+        """What a use of a weight is called in plans: where it lives in the module."""
+        owner = self.owners.get(use)
+        return use if owner is None else owner.path
+
     def weight(self, node: object) -> Weight | None:
         """The weight that `node` is a use of, or None."""
         if not isinstance(node, fx.Node) or node.op != "placeholder":

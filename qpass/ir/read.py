@@ -191,3 +191,10 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
     stack = cast("dict[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
     # a module that runs several times is traced as `path@1`, `path@2`, ...
     return tuple(path.partition("@")[0] for path, _ in stack.values())
+
+
+def target_name(node: fx.Node) -> str:
+    """What a node calls, in words that are the same on every machine."""
+    if isinstance(node.target, OpOverload):
+        return str(node.target).removesuffix(".default")
+    return node.target if isinstance(node.target, str) else node.target.__name__

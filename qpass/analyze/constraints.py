@@ -1,0 +1,164 @@
+"""What rules say about a program: which axes change basis together, and what holds them still."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import fx
+
+from qpass.analyze.atoms import (
+    Atom,
+    Axis,
+    Mismatch,
+    Ref,
+    Size,
+    as_one,
+    cut,
+    fresh,
+    join,
+    regroup,
+    size_of,
+    tie,
+)
+from qpass.ir import Program, read
+from qpass.rotations import Group
+
+Layout = tuple[Axis, ...]
+
+
+class Role(enum.Enum):
+    """How a weight's axis meets the values: it makes them, or it is contracted with them."""
+
+    WRITES = "writes"
+    READS = "reads"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why an axis cannot change basis, and at which value."""
+
+    why: str
+    where: str
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """An event: `axis` is pinned."""
+
+    axis: Axis
+    pin: Pin
+
+
+class Constraints:
+    """The facts that rules record for one group; `qpass.analyze.regions` solves them."""
+
+    def __init__(self, program: Program, group: Group) -> None:
+        self.program = program
+        self.group = group
+        self.layouts: dict[fx.Node, Layout] = {}
+        self.held: list[Held] = []
+        self.mixed: list[tuple[Layout, int]] = []
+        self.reads: set[tuple[fx.Node, int]] = set()
+        self.node: fx.Node | None = None
+
+    # -- what rules may ask
+
+    def layout(self, node: fx.Node) -> Layout:
+        """The axes of a value."""
+        return self.layouts[node]
+
+    def allows(self, *groups: Group) -> bool:
+        """Whether the group being solved for lies in one of `groups`."""
+        return any(self.group <= group for group in groups)
+
+    # -- what rules may say
+
+    def give(self, node: fx.Node, layout: Sequence[Axis]) -> None:
+        """The axes of a value just made."""
+        self.layouts[node] = tuple(layout)
+
+    def give_fresh(self, node: fx.Node) -> Layout:
+        """New axes, tied to nothing."""
+        layout = tuple(fresh(size_of(s)) for s in read.shape(node))
+        self.give(node, layout)
+        return layout
+
+    def tie(self, left: Axis, right: Axis, *, dual: bool = False) -> None:
+        """Both axes change alike, or by each other's inverse transpose if `dual`."""
+        try:
+            own_dual = tie(left, right, dual=dual)
+        except Mismatch as mismatch:
+            self.pin(left, str(mismatch))
+            self.pin(right, str(mismatch))
+            return
+        for axis in own_dual:
+            self.limit(axis, "meets its own inverse transpose", Group.ORTHOGONAL)
+
+    def contract(self, left: Layout, i: int, right: Layout, j: int) -> None:
+        """Axis `i` of one value and `j` of another are summed over in a product: they are dual."""
+        self.tie(left[i], right[j], dual=True)
+        self.mix(left, i)
+        self.mix(right, j)
+
+    def absorb(self, weight: fx.Node, axis: int) -> None:
+        """`weight` reads on `axis`: it is contracted with values rather than being one."""
+        self.reads.add((weight, axis))
+
+    def limit(self, axis: Axis, why: str, *groups: Group) -> None:
+        """The axis may change by `groups` only."""
+        if not self.allows(*groups):
+            self.pin(axis, why)
+
+    def pin(self, axis: Axis, why: str) -> None:
+        """The axis keeps its basis."""
+        if axis:
+            self.held.append(Held(axis, Pin(why, self.node.name if self.node else "")))
+
+    def mix(self, layout: Layout, axis: int) -> None:
+        """Entries of an axis mix, so it cannot index different changes of the value's others."""
+        self.mixed.append((layout, axis))
+
+    def pin_all(self, node: fx.Node, why: str) -> None:
+        """Every axis of a value keeps its basis."""
+        for axis in self.layout(node):
+            self.pin(axis, why)
+
+    # -- axis arithmetic that pins where there is no structure
+
+    def view(self, source: Layout, shape: Sequence[Size]) -> Layout:
+        """The entries of `source` in another shape."""
+        try:
+            return tuple(regroup(source, shape))
+        except Mismatch as mismatch:
+            return self._lost(source, shape, str(mismatch))
+
+    def slice(self, axis: Axis, start: int, stop: int) -> Axis:
+        """The entries `start` to `stop` of an axis."""
+        try:
+            return cut(axis, start, stop)
+        except Mismatch as mismatch:
+            (lost,) = self._lost((axis,), (stop - start,), str(mismatch))
+            return lost
+
+    def concatenate(self, axes: Sequence[Axis], total: Size) -> Axis:
+        """Axes one after another."""
+        try:
+            return join([as_one(axis) if axis else _one() for axis in axes])
+        except Mismatch as mismatch:
+            (lost,) = self._lost(axes, (total,), str(mismatch))
+            return lost
+
+    def _lost(self, sources: Sequence[Axis], shape: Sequence[Size], why: str) -> Layout:
+        out = tuple(fresh(size) for size in shape)
+        for axis in (*sources, *out):
+            self.pin(axis, why)
+        return out
+
+
+def _one() -> Ref:
+    return Ref(Atom(1))

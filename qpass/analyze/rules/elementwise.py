@@ -1,0 +1,134 @@
+"""Operators that act on each entry by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qpass.analyze.constraints import Constraints
+from qpass.analyze.rules.base import rule
+from qpass.analyze.rules.broadcast import merge
+from qpass.ir import read
+from qpass.rotations import Group
+
+aten = torch.ops.aten
+
+
+@rule(
+    aten.silu.default,
+    aten.gelu.default,
+    aten.tanh.default,
+    aten.sigmoid.default,
+    aten.softplus.default,
+    aten.exp.default,
+    aten.cos.default,
+    aten.sin.default,
+    aten.rsqrt.default,
+    aten.sqrt.default,
+    aten.reciprocal.default,
+    aten.pow.Tensor_Scalar,
+    aten.abs.default,
+    aten.elu.default,
+    aten.mish.default,
+    aten.hardswish.default,
+    aten.clamp.default,
+)
+def _nonlinear(node: fx.Node, c: Constraints) -> None:
+    _unary(node, c, Group.PERMUTATION)
+
+
+@rule(aten.relu.default, aten.leaky_relu.default)
+def _homogeneous(node: fx.Node, c: Constraints) -> None:
+    _unary(node, c, Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+
+
+def _unary(node: fx.Node, c: Constraints, *groups: Group) -> None:
+    source = next(iter(node.all_input_nodes))
+    if not read.is_floating(source) or len(node.all_input_nodes) > 1:
+        _pin_both(node, c, f"{read.target_name(node)} of more than one value")
+        return
+    for axis in c.layout(source):
+        c.limit(axis, f"{read.target_name(node)} acts on each entry", *groups)
+    c.give(node, c.layout(source))
+
+
+@rule(aten.neg.default)
+def _negate(node: fx.Node, c: Constraints) -> None:
+    c.give(node, c.layout(read.value(node, "self")))
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor)
+def _add(node: fx.Node, c: Constraints) -> None:
+    left, right = read.value(node, "self"), read.optional_value(node, "other")
+    if right is None:
+        if read.number(node, "other") != 0.0:
+            for axis in c.layout(left):
+                c.limit(axis, "a constant is added to every entry", Group.ORTHOGONAL_ONES)
+        c.give(node, c.layout(left))
+        return
+    if not _real(left, right):
+        _pin_both(node, c, "is added to integers")
+        return
+    c.give(
+        node,
+        merge(c, c.layout(left), c.layout(right), constant="one value is added to every entry"),
+    )
+
+
+@rule(aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.mul_.Tensor)
+def _multiply(node: fx.Node, c: Constraints) -> None:
+    left, right = read.value(node, "self"), read.optional_value(node, "other")
+    if right is None:
+        c.give(node, c.layout(left))
+        return
+    if not _real(left, right):
+        _pin_both(node, c, "is multiplied with integers")
+        return
+    a, b = c.layout(left), c.layout(right)
+    rank = max(len(a), len(b))
+    a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
+    what = "is multiplied entry by entry"
+    for x, y in zip(a, b, strict=True):
+        # where the other operand has one entry, the product scales whole rows: any change commutes
+        if x and y:
+            c.limit(x, what, Group.PERMUTATION)
+            c.limit(y, what, Group.PERMUTATION)
+        elif y and node.target is aten.div.Tensor:
+            c.limit(y, "is divided by entry by entry", Group.PERMUTATION)
+    c.give(node, merge(c, a, b, constant=None))
+
+
+@rule(aten.softmax.int, aten._softmax.default)
+def _softmax(node: fx.Node, c: Constraints) -> None:
+    layout = c.layout(read.value(node, "self"))
+    for axis in layout:
+        c.limit(axis, "softmax acts on each entry", Group.PERMUTATION)
+    c.mix(layout, read.integer(node, "dim"))
+    c.give(node, layout)
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList)
+def _reduce(node: fx.Node, c: Constraints) -> None:
+    layout = c.layout(read.value(node, "self"))
+    dims = {int(str(d)) % len(layout) for d in read.sizes(node, "dim")}
+    dims = dims or set(range(len(layout)))
+    keep = read.argument(node, "keepdim") is True
+    for dim in dims:
+        c.limit(layout[dim], "is summed over", Group.ORTHOGONAL_ONES)
+        c.mix(layout, dim)
+    c.give(
+        node,
+        [() if d in dims else axis for d, axis in enumerate(layout) if keep or d not in dims],
+    )
+
+
+def _real(*nodes: fx.Node) -> bool:
+    return all(read.is_floating(n) for n in nodes)
+
+
+def _pin_both(node: fx.Node, c: Constraints, why: str) -> None:
+    for touched in node.all_input_nodes:
+        if touched in c.layouts:
+            c.pin_all(touched, why)
+    c.give_fresh(node)
+    c.pin_all(node, why)

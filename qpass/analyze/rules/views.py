@@ -1,0 +1,196 @@
+"""Reshaping, reordering, slicing and joining: entries move, values do not change."""
+
+from __future__ import annotations
+
+import operator
+from typing import cast
+
+import torch
+from torch import Tensor, fx
+
+from qpass.analyze.atoms import Axis, Size, fresh, size_of
+from qpass.analyze.constraints import Constraints
+from qpass.analyze.rules.base import rule
+from qpass.ir import read
+from qpass.rotations import Group
+
+aten = torch.ops.aten
+
+_END = 2**62  # larger stops mean "to the end"
+
+
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+)
+def _view(node: fx.Node, c: Constraints) -> None:
+    c.give(node, c.view(c.layout(read.value(node, "self")), _shape(node)))
+
+
+@rule(
+    aten.transpose.int, aten.t.default, aten.permute.default, aten.mT.default, aten.numpy_T.default
+)
+def _permute(node: fx.Node, c: Constraints) -> None:
+    layout = list(c.layout(read.value(node, "self")))
+    rank = len(layout)
+    if node.target is aten.permute.default:
+        order = [int(cast("int", d)) % rank for d in read.sizes(node, "dims")]
+    else:
+        order = list(range(rank))
+        if node.target is aten.transpose.int:
+            a, b = read.integer(node, "dim0") % rank, read.integer(node, "dim1") % rank
+        else:
+            a, b = (rank - 2, rank - 1) if rank > 1 else (0, 0)
+        order[a], order[b] = order[b], order[a]
+    c.give(node, [layout[d] for d in order])
+
+
+@rule(aten.expand.default)
+def _expand(node: fx.Node, c: Constraints) -> None:
+    source = c.layout(read.value(node, "self"))
+    old = (1,) * (len(_shape(node)) - len(source)) + read.shape(read.value(node, "self"))
+    source = ((),) * (len(old) - len(source)) + source
+    axes: list[Axis] = []
+    for axis, before, after in zip(source, old, _shape(node), strict=True):
+        axes.append(axis if size_of(before) == after else _repeated(after, c))
+    c.give(node, axes)
+
+
+@rule(aten.slice.Tensor)
+def _slice(node: fx.Node, c: Constraints) -> None:
+    source = read.value(node, "self")
+    layout = list(c.layout(source))
+    dim = read.integer(node, "dim") % len(layout)
+    size = size_of(read.shape(source)[dim])
+    bounds = read.argument(node, "start"), read.argument(node, "end"), read.argument(node, "step")
+    start = 0 if bounds[0] is None else bounds[0]
+    end = _END if bounds[1] is None else bounds[1]
+    if start == 0 and bounds[2] == 1 and (size == _shape(node)[dim]):
+        c.give(node, layout)
+        return
+    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int) and bounds[2] == 1:
+        first, last, _ = slice(start, end).indices(size)
+        layout[dim] = c.slice(layout[dim], first, last)
+    else:
+        layout[dim] = _lost(node, dim, layout[dim], c)
+    c.give(node, layout)
+
+
+@rule(aten.select.int)
+def _select(node: fx.Node, c: Constraints) -> None:
+    source = read.value(node, "self")
+    layout = list(c.layout(source))
+    dim = read.integer(node, "dim") % len(layout)
+    size = size_of(read.shape(source)[dim])
+    index = read.argument(node, "index")
+    if isinstance(size, int) and isinstance(index, int):
+        c.slice(layout[dim], index % size, index % size + 1)
+    else:
+        c.pin(layout[dim], "one entry is selected")
+    c.give(node, layout[:dim] + layout[dim + 1 :])
+
+
+@rule(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+)
+def _split(node: fx.Node, c: Constraints) -> None:
+    """The pieces are made where they are taken out of the tuple."""
+
+
+@rule(operator.getitem)
+def _take(node: fx.Node, c: Constraints) -> None:
+    source, index = cast("tuple[fx.Node, int]", node.args)
+    if not read.calls(
+        source,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.chunk.default,
+        aten.unbind.int,
+    ):
+        if read.fake(node) is not None:
+            c.give_fresh(node)
+            c.pin_all(node, f"{read.target_name(source)} has no rule")
+        return
+    whole = read.value(source, "self")
+    layout = list(c.layout(whole))
+    dim = read.integer(source, "dim") % len(layout)
+    unbound = source.target is aten.unbind.int
+    pieces = cast("tuple[Tensor, ...]", source.meta["val"])
+    sizes = [1 if unbound else size_of(p.shape[dim]) for p in pieces]
+    if all(isinstance(s, int) for s in (*sizes, size_of(read.shape(whole)[dim]))):
+        start = sum(cast("list[int]", sizes[:index]))
+        layout[dim] = c.slice(layout[dim], start, start + cast("int", sizes[index]))
+    else:
+        layout[dim] = _lost(node, dim, layout[dim], c) if not unbound else ()
+    c.give(node, layout[:dim] + layout[dim + 1 :] if unbound else layout)
+
+
+@rule(aten.cat.default, aten.stack.default)
+def _cat(node: fx.Node, c: Constraints) -> None:
+    parts = [n for n in read.values(node, "tensors") if read.shape(n) != (0,)]
+    shape = _shape(node)
+    dim = read.integer(node, "dim") % len(shape)
+    layouts = [list(c.layout(part)) for part in parts]
+    if node.target is aten.stack.default:
+        for layout in layouts:
+            layout.insert(dim, ())
+    merged = layouts[0]
+    for layout in layouts[1:]:
+        for d in range(len(shape)):
+            if d != dim:
+                c.tie(merged[d], layout[d])
+    joined = c.concatenate([layout[dim] for layout in layouts], shape[dim])
+    c.give(node, [joined if d == dim else merged[d] for d in range(len(shape))])
+
+
+@rule(
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten._to_copy.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.dropout.default,
+)
+def _copy(node: fx.Node, c: Constraints) -> None:
+    source = next(iter(node.all_input_nodes))
+    if read.is_floating(source) and read.is_floating(node):
+        c.give(node, c.layout(source))
+        return
+    c.pin_all(source, "is converted to or from integers")
+    c.give_fresh(node)
+    c.pin_all(node, "is converted to or from integers")
+
+
+def _shape(node: fx.Node) -> tuple[Size, ...]:
+    return tuple(size_of(s) for s in read.shape(node))
+
+
+def _repeated(size: Size, c: Constraints) -> Axis:
+    axis = fresh(size)
+    c.limit(axis, "repeats one entry", Group.ORTHOGONAL_ONES)
+    return axis
+
+
+def _lost(node: fx.Node, dim: int, axis: Axis, c: Constraints) -> Axis:
+    why = "is sliced at places only known at run time, or in steps"
+    c.pin(axis, why)
+    out = fresh(_shape(node)[dim])
+    c.pin(out, why)
+    return out
+
+
+__all__: list[str] = []
