@@ -65,3 +65,6 @@ define(
     _specification,
     _shapes,
 )
+
+# what a graph calls
+HADAMARD = torch.ops.qpass.hadamard.default

@@ -1,0 +1,7 @@
+"""Exact rewrites: fold norms into their readers, rotate regions, insert online transforms."""
+
+from qpass.transform.fold_norms import FoldNorms
+from qpass.transform.insert_online import InsertOnline
+from qpass.transform.rotate_regions import RotateRegions
+
+__all__ = ["FoldNorms", "InsertOnline", "RotateRegions"]

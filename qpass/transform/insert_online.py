@@ -22,6 +22,7 @@ from qpass.ir import (
     edit,
     read,
 )
+from qpass.ops.hadamard import HADAMARD
 from qpass.plan import Online
 from qpass.rotations import Fast, Transform
 
@@ -91,9 +92,8 @@ def _online(program: Program, value: fx.Node, transform: Transform) -> fx.Node:
     fast = _fast(transform)
     signs = _constant(program, "signs", SignsOf(transform), fast.signs)
     factor = _constant(program, "factor", FactorOf(transform), fast.factor)
-    operator = torch.ops.qpass.hadamard.default
     before = edit.after(program, value)
-    return edit.call(program, before, operator, value, signs, factor, fast.power, like=value)
+    return edit.call(program, before, HADAMARD, value, signs, factor, fast.power, like=value)
 
 
 def _constant(program: Program, name: str, step: Step, value: Tensor) -> fx.Node:
