@@ -47,9 +47,9 @@ def _specification(
     largest = y.abs().amax(-1, keepdim=True)
     finite = largest.isfinite()
     counts = finite & (largest >= SMALLEST_ROW)
-    factor_to_codes = torch.where(counts, largest_code / largest, 0.0)
-    codes = torch.where(counts, (y * factor_to_codes).round(), 0.0)
-    codes = codes.clamp(-largest_code, largest_code)
+    # one division: a number divided by a tensor would round its reciprocal first
+    to_codes = torch.full_like(largest, largest_code) / largest
+    codes = torch.where(counts, (y * to_codes).round(), 0.0).clamp(-largest_code, largest_code)
     scales = torch.where(counts, largest / largest_code, 0.0)
     return codes.to(torch.int8), torch.where(finite, scales, torch.nan)
 

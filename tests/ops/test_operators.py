@@ -8,6 +8,7 @@ from torch import Tensor
 
 import qpass.ops as ops
 from qpass.errors import BadInput
+from qpass.ops.library import specification
 from qpass.ops.packing import tile
 
 # one float32 rounding for each of a few hundred sums of numbers near 1
@@ -38,9 +39,11 @@ def test_hadamard_is_the_matrix(blocks: int, m: int, power: int) -> None:
     x = torch.randn(2, 3, n, dtype=torch.float64)
     matrix = torch.kron(factor, sylvester(power))
     want = ((x * signs).reshape(2, 3, blocks, -1) @ matrix).reshape(x.shape)
-    torch.testing.assert_close(ops.hadamard(x, signs, factor, power), want, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        specification("hadamard")(x, signs, factor, power), want, atol=1e-12, rtol=0
+    )
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2**-5), (torch.float16, 2**-8)):
-        got = ops.hadamard(x.to(dtype), signs.float(), factor.float(), power)
+        got = specification("hadamard")(x.to(dtype), signs.float(), factor.float(), power)
         assert got.dtype is dtype
         torch.testing.assert_close(got.double(), want, atol=atol, rtol=2**-7)
 
@@ -53,14 +56,14 @@ def test_hadamard_refuses_parts_that_do_not_fit() -> None:
         (torch.ones(12), 8, "no multiple of the block"),
     ):
         with pytest.raises(BadInput, match=why):
-            ops.hadamard(x, signs, factor, power)
+            specification("hadamard")(x, signs, factor, power)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_are_quantized_to_the_nearest_code(bits: int, dtype: torch.dtype) -> None:
     x = torch.randn(3, 5, 37).to(dtype)
-    codes, scales = ops.quantize_rows(x, bits)
+    codes, scales = specification("quantize_rows")(x, bits)
     assert codes.dtype is torch.int8
     assert scales.dtype is torch.float32
     assert scales.shape == (3, 5, 1)
@@ -72,9 +75,9 @@ def test_rows_are_quantized_to_the_nearest_code(bits: int, dtype: torch.dtype) -
 def test_rotation_happens_before_quantizing_and_in_float32() -> None:
     signs, factor = transform(24, 3)
     x = torch.randn(4, 24).to(torch.bfloat16)
-    wide = ops.hadamard(x.float(), signs.float(), factor.float(), 8)
-    codes, scales = ops.quantize_rows(x, 8, signs.float(), factor.float(), 8)
-    want_codes, want_scales = ops.quantize_rows(wide, 8)
+    wide = specification("hadamard")(x.float(), signs.float(), factor.float(), 8)
+    codes, scales = specification("quantize_rows")(x, 8, signs.float(), factor.float(), 8)
+    want_codes, want_scales = specification("quantize_rows")(wide, 8)
     assert torch.equal(codes, want_codes)
     assert torch.equal(scales, want_scales)
 
@@ -85,14 +88,14 @@ def test_rows_of_zeros_and_rows_that_are_not_finite() -> None:
     x[1, 3] = torch.nan
     x[2, 4] = -torch.inf
     x[3] = 1e-42
-    codes, scales = ops.quantize_rows(x, 8)
+    codes, scales = specification("quantize_rows")(x, 8)
     values = codes * scales
     assert torch.equal(values[0], torch.zeros(8))
     assert values[1].isnan().all()
     assert values[2].isnan().all()
     assert torch.equal(values[3], torch.zeros(8))
     assert values[4].isfinite().all()
-    empty_codes, empty_scales = ops.quantize_rows(torch.empty(0, 8), 8)
+    empty_codes, empty_scales = specification("quantize_rows")(torch.empty(0, 8), 8)
     assert empty_codes.shape == (0, 8)
     assert empty_scales.shape == (0, 1)
 
@@ -117,6 +120,12 @@ def random_linear(
     return packed, w.reshape(n, k) * rows.double()[:, None]
 
 
+def weight(p: ops.PackedLinear, bias: Tensor | None) -> tuple[object, ...]:
+    """The arguments of the linear operators that come from a packed weight."""
+    scales = (p.group_scales, p.group_offsets)
+    return p.weight, p.row_scales, *scales, bias, p.bits, p.in_features, p.out_features
+
+
 KINDS = [
     (8, None, False),
     (8, 3, False),
@@ -138,10 +147,10 @@ def test_linear_is_the_dense_product(
     x = torch.randn(2, 3, k)
     want = torch.nn.functional.linear(x.double(), w, None if bias is None else bias.double())
     reach = (x.double().abs() @ w.abs().T).max()
-    got = ops.linear_real(x, packed, bias)
+    got = specification("linear.real")(x, *weight(packed, bias))
     assert (got - want).abs().max() <= FLOAT32_SUM * reach
-    codes, scales = ops.quantize_rows(x, 8)
-    got = ops.linear_codes(codes, scales, packed, bias, torch.float32)
+    codes, scales = specification("quantize_rows")(x, 8)
+    got = specification("linear.codes")(codes, scales, *weight(packed, bias), torch.float32)
     value = codes.double() * scales.double()
     want = torch.nn.functional.linear(value, w, None if bias is None else bias.double())
     assert (got - want).abs().max() <= FLOAT32_SUM * reach
@@ -150,8 +159,10 @@ def test_linear_is_the_dense_product(
 def test_linear_of_nothing_is_nothing() -> None:
     packed, _ = random_linear(5, 8, None, 8, offsets=False)
     assert ops.linear_real(torch.empty(0, 8), packed, None).shape == (0, 5)
-    codes, scales = ops.quantize_rows(torch.empty(2, 0, 8), 8)
-    assert ops.linear_codes(codes, scales, packed, None, torch.float16).shape == (2, 0, 5)
+    codes, scales = specification("quantize_rows")(torch.empty(2, 0, 8), 8)
+    assert specification("linear.codes")(
+        codes, scales, *weight(packed, None), torch.float16
+    ).shape == (2, 0, 5)
 
 
 def test_embedding_looks_rows_up() -> None:
@@ -159,12 +170,12 @@ def test_embedding_looks_rows_up() -> None:
     scales = torch.rand(11)
     indices = torch.tensor([[0, 10], [3, 3]])
     want = codes[indices] * scales[indices][..., None]
-    assert torch.equal(ops.embedding(indices, codes, scales, torch.float32), want)
-    assert ops.embedding(indices, codes, scales, torch.float16).dtype is torch.float16
+    assert torch.equal(specification("embedding")(indices, codes, scales, torch.float32), want)
+    assert specification("embedding")(indices, codes, scales, torch.float16).dtype is torch.float16
     with pytest.raises(IndexError):
-        ops.embedding(torch.tensor([11]), codes, scales, torch.float32)
+        specification("embedding")(torch.tensor([11]), codes, scales, torch.float32)
     with pytest.raises(IndexError):
-        ops.embedding(torch.tensor([-1]), codes, scales, torch.float32)
+        specification("embedding")(torch.tensor([-1]), codes, scales, torch.float32)
 
 
 def calls() -> list[tuple[str, object, tuple[object, ...]]]:
@@ -188,24 +199,15 @@ def calls() -> list[tuple[str, object, tuple[object, ...]]]:
     ]
     for bits, groups, offsets in KINDS:
         p, _ = random_linear(5, 12, groups, bits, offsets)
-        weight = (
-            p.weight,
-            p.row_scales,
-            p.group_scales,
-            p.group_offsets,
-            torch.ones(5),
-            bits,
-            12,
-            5,
-        )
+        w = weight(p, torch.ones(5))
         name = f"{bits}-{groups}-{offsets}"
         codes = torch.ones(2, 12, dtype=torch.int8)
         found += [
-            (f"real-{name}", torch.ops.qpass.linear.real, (x, *weight)),
+            (f"real-{name}", torch.ops.qpass.linear.real, (x, *w)),
             (
                 f"codes-{name}",
                 torch.ops.qpass.linear.codes,
-                (codes, torch.ones(2, 1), *weight, torch.bfloat16),
+                (codes, torch.ones(2, 1), *w, torch.bfloat16),
             ),
         ]
     return found
@@ -239,9 +241,9 @@ def test_export_keeps_operators_whole_and_sizes_symbolic() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     packed, _ = random_linear(5, 12, 3, 4, offsets=True)
     with pytest.raises(BadInput, match="13 features"):
-        ops.linear_real(torch.randn(2, 13), packed, None)
+        specification("linear.real")(torch.randn(2, 13), *weight(packed, None))
     with pytest.raises(BadInput, match="bias"):
-        ops.linear_real(torch.randn(2, 12), packed, torch.randn(4))
+        specification("linear.real")(torch.randn(2, 12), *weight(packed, torch.randn(4)))
 
 
 def test_every_pair_of_signs_is_covered() -> None:
