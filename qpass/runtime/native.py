@@ -7,7 +7,7 @@ import ctypes
 import enum
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -86,7 +86,7 @@ def _library() -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def capped(isa: Isa) -> Iterator[None]:
+def capped(isa: Isa) -> Generator[None]:
     """Use no instruction set above `isa` inside the block, in all threads: for tests and timings.
 
     AMX_EMULATED runs the AMX kernels on emulated tiles, slowly, on a machine with AVX-512 VNNI.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -34,7 +34,7 @@ def paths() -> list[Isa]:
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
+def poisoned() -> Generator[None]:
     """Uninitialised memory holds NaN (or the largest integer) inside the block."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
