@@ -51,21 +51,33 @@ static inline uint16_t to_bfloat(float v) {
 template <class T>
 static inline T load(Float type, const void* p, int64_t i) {
   switch (type) {
-    case Float::f32: return static_cast<T>(static_cast<const float*>(p)[i]);
-    case Float::f64: return static_cast<T>(static_cast<const double*>(p)[i]);
+    case Float::f32:
+      return static_cast<T>(static_cast<const float*>(p)[i]);
+    case Float::f64:
+      return static_cast<T>(static_cast<const double*>(p)[i]);
     case Float::bf16:
-      return static_cast<T>(float_of(static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16));
-    default: return static_cast<T>(from_half(static_cast<const uint16_t*>(p)[i]));
+      return static_cast<T>(
+          float_of(static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16));
+    default:
+      return static_cast<T>(from_half(static_cast<const uint16_t*>(p)[i]));
   }
 }
 
 template <class T>
 static inline void store(Float type, void* p, int64_t i, T v) {
   switch (type) {
-    case Float::f32: static_cast<float*>(p)[i] = static_cast<float>(v); return;
-    case Float::f64: static_cast<double*>(p)[i] = static_cast<double>(v); return;
-    case Float::bf16: static_cast<uint16_t*>(p)[i] = to_bfloat(static_cast<float>(v)); return;
-    default: static_cast<uint16_t*>(p)[i] = to_half(static_cast<float>(v)); return;
+    case Float::f32:
+      static_cast<float*>(p)[i] = static_cast<float>(v);
+      return;
+    case Float::f64:
+      static_cast<double*>(p)[i] = static_cast<double>(v);
+      return;
+    case Float::bf16:
+      static_cast<uint16_t*>(p)[i] = to_bfloat(static_cast<float>(v));
+      return;
+    default:
+      static_cast<uint16_t*>(p)[i] = to_half(static_cast<float>(v));
+      return;
   }
 }
 

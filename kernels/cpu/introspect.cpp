@@ -1,4 +1,5 @@
-// What Python may ask of the library: instruction sets, a cap for tests, and why a kernel was chosen.
+// What Python may ask of the library: instruction sets, a cap for tests, and why a kernel was
+// chosen.
 #include <cstring>
 
 #include "select.hpp"

@@ -50,9 +50,9 @@ struct LinearCodes {
   Float out_type;
   // filled by prepare: codes with each group padded by zeros to whole lines (codes itself where the
   // groups are whole already), the sum of codes per group, and -zero times that sum
-  int8_t* padded;    // [m, padded_k]
-  float* sums;       // [m, groups]
-  int32_t* starts;   // [m, groups]
+  int8_t* padded;   // [m, padded_k]
+  float* sums;      // [m, groups]
+  int32_t* starts;  // [m, groups]
 };
 
 // out[m, n] = sum_k x[m, k] * w[n, k] + bias[n]
@@ -117,7 +117,7 @@ struct Kernel {
 #define QPASS_JOIN(a, b) QPASS_JOIN_(a, b)
 #define QPASS_TEXT_(a) #a
 #define QPASS_TEXT(a) QPASS_TEXT_(a)
-#define QPASS_KERNEL(Call, file) \
+#define QPASS_KERNEL(Call, file)                                           \
   extern const ::qpass::Kernel<::qpass::Call> QPASS_JOIN(file, QPASS_ISA); \
   const ::qpass::Kernel<::qpass::Call> QPASS_JOIN(file, QPASS_ISA)
 #define QPASS_NAME(file) #file "_" QPASS_TEXT(QPASS_ISA), ::qpass::Isa::QPASS_ISA

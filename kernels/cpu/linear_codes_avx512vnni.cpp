@@ -47,7 +47,8 @@ inline __attribute__((always_inline)) void group_sums(__m512i (&acc)[R][B], cons
     for (int b = 0; b < B; ++b) {
       w0[b] = _mm512_loadu_si512(line + b * block_bytes);
       // the same place in the next blocks: far enough ahead to come from memory in time
-      if (R <= 4) _mm_prefetch(reinterpret_cast<const char*>(line + (b + B) * block_bytes), _MM_HINT_T1);
+      if (R <= 4)
+        _mm_prefetch(reinterpret_cast<const char*>(line + (b + B) * block_bytes), _MM_HINT_T1);
       if (Bits == 4) {
         w1[b] = _mm512_and_si512(_mm512_srli_epi16(w0[b], 4), low);
         w0[b] = _mm512_and_si512(w0[b], low);
@@ -175,5 +176,5 @@ void run(const LinearCodes& c, const Part& part, void* memory) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(LinearCodes, linear_codes) = {
-    QPASS_NAME(linear_codes), qpass::refuse, qpass::prepare_codes, qpass::scratch, qpass::run};
+QPASS_KERNEL(LinearCodes, linear_codes) = {QPASS_NAME(linear_codes), qpass::refuse,
+                                           qpass::prepare_codes, qpass::scratch, qpass::run};

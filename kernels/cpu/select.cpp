@@ -77,11 +77,16 @@ void cap(Isa isa) { g_cap.store(static_cast<int>(isa), std::memory_order_relaxed
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::portable: return "portable";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512vnni: return "avx512vnni";
-    case Isa::amx: return "amx";
-    default: return "amx_emulated";
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512vnni:
+      return "avx512vnni";
+    case Isa::amx:
+      return "amx";
+    default:
+      return "amx_emulated";
   }
 }
 
