@@ -68,17 +68,21 @@ class Scales:
 def nearest_codes(values_bl: Tensor, grid: Grid, scales: Scales) -> Tensor:
     """Float32 codes `[b, l]` of the nearest points; a block with scale 0 gets code 0."""
     safe_b = torch.where(scales.scale_b == 0, torch.inf, scales.scale_b)
-    codes_bl = values_bl - scales.offset_b.unsqueeze(1)
-    return codes_bl.div_(safe_b.unsqueeze(1)).round_().clamp_(grid.low, grid.high)
+    from_zero_bl = values_bl if grid.symmetric else values_bl - scales.offset_b.unsqueeze(1)
+    return (from_zero_bl / safe_b.unsqueeze(1)).round_().clamp_(grid.low, grid.high)
+
+
+def nearest_points(values_bl: Tensor, grid: Grid, scales: Scales) -> Tensor:
+    """The numbers `[b, l]` that the nearest codes stand for, evaluated as they will be."""
+    points_bl = nearest_codes(values_bl, grid, scales).mul_(scales.scale_b.unsqueeze(1))
+    return points_bl if grid.symmetric else points_bl.add_(scales.offset_b.unsqueeze(1))
 
 
 def squared_error(values_bl: Tensor, grid: Grid, scales: Scales) -> Tensor:
     """The squared error of each block, `[b]`."""
     total_b = torch.zeros_like(scales.scale_b)
     for part_bl in columns(values_bl):
-        codes_bl = nearest_codes(part_bl, grid, scales)
-        codes_bl.mul_(scales.scale_b.unsqueeze(1)).add_(scales.offset_b.unsqueeze(1))
-        total_b += codes_bl.sub_(part_bl).square_().sum(1)
+        total_b += nearest_points(part_bl, grid, scales).sub_(part_bl).square_().sum(1)
     return total_b
 
 

@@ -10,14 +10,14 @@ Shapes: b blocks, l entries of a block, p of them probed, c blocks that are stil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from qpass.rounding.grid import Grid, Scales, columns, nearest_codes
+from qpass.rounding.grid import Grid, Scales, columns, nearest_points
 
 PROBED = 8
 # float32 rounding of a value, of its block's ends and of the division, each half a unit, doubled
@@ -58,21 +58,45 @@ class _Found:
     scales: Scales
     done_b: Tensor
 
-    def spaced(self, base_b: Tensor, step_b: Tensor) -> Tensor:
-        """The blocks left whose probed entries are whole steps away from `base`, `[c]`."""
-        steps_bp = (self.probe_bp - base_b.unsqueeze(1)) / step_b.unsqueeze(1)
-        limit_b = NOISE * self.ends_b2.abs().amax(1) / step_b.abs()
-        off_b = (steps_bp - steps_bp.round()).abs().amax(1)
-        # a step of zero makes NaN here, which compares as false
-        return (~self.done_b & (off_b <= limit_b) & (limit_b <= COARSEST)).nonzero().squeeze(1)
+    def candidates(
+        self, base_b: Tensor, range_b: Tensor, spans: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Each of `spans` with the blocks `[c]` left that may have that many steps in their range.
+
+        Those are the blocks whose probed entries are whole steps away from `base`. The first span
+        is tried alone: blocks on the grid mostly use all of it.
+        """
+        for some in (spans[:1], spans[1:]):
+            left_c = (~self.done_b).nonzero().squeeze(1)
+            if len(left_c) == 0 or len(some) == 0:
+                return
+            fits_cs = self._spaced(left_c, base_b[left_c], range_b[left_c], some)
+            for index in fits_cs.any(0).nonzero().squeeze(1).tolist():
+                yield some[index], left_c[fits_cs[:, index]]
+
+    def _spaced(
+        self, left_c: Tensor, base_c: Tensor, range_c: Tensor, spans: Sequence[int]
+    ) -> Tensor:
+        spans_s = torch.tensor(spans, dtype=torch.float32, device=range_c.device)
+        steps_cs = spans_s / range_c.unsqueeze(1)
+        limit_cs = NOISE * steps_cs.abs() * self.ends_b2[left_c].abs().amax(1, keepdim=True)
+        # a range of zero makes NaN in what follows, which compares as false
+        fits_cs = limit_cs <= COARSEST
+        for entry_c in (self.probe_bp[left_c] - base_c.unsqueeze(1)).unbind(1):
+            at_cs = steps_cs * entry_c.unsqueeze(1)
+            fits_cs &= (at_cs - at_cs.round()).abs_() <= limit_cs
+        return fits_cs
 
     def offer(self, at_c: Tensor, trial: Scales) -> None:
         """Keep `trial` for those of the blocks `at` that it reproduces and that are left."""
-        if len(at_c) == 0:
-            return
-        fits_c = ~self.done_b[at_c] & _reproduces(self.ends_b2[at_c], self.grid, trial)
-        at_c, trial = at_c[fits_c], trial.at(fits_c)
-        fits_c = _reproduces(self.values_bl[at_c], self.grid, trial)
+        fits_c = ~self.done_b[at_c]
+        for values_bl in (self.ends_b2, self.values_bl):
+            if not bool(fits_c.any()):
+                return
+            if not bool(fits_c.all()):
+                at_c, trial = at_c[fits_c], trial.at(fits_c)
+            chosen_cl = values_bl if len(at_c) == len(values_bl) else values_bl[at_c]
+            fits_c = _reproduces(chosen_cl, self.grid, trial)
         at_c, trial = at_c[fits_c], trial.at(fits_c)
         self.scales.scale_b[at_c] = trial.scale_b
         self.scales.offset_b[at_c] = trial.offset_b
@@ -82,11 +106,10 @@ class _Found:
 def _try_symmetric(found: _Found, extreme_b: Tensor) -> None:
     grid, zero_b = found.grid, torch.zeros_like(extreme_b)
     found.done_b |= extreme_b == 0
-    # only the side with more levels can reach below -high, and it may be either side of zero
-    for span in (*range(grid.high, 0, -1), *range(-grid.high - 1, grid.low - 1, -1)):
-        step_b = (extreme_b.abs() if span > 0 else extreme_b) / span
-        at_c = found.spaced(zero_b, step_b)
-        for scale_c in _neighbours(grid.stored(step_b[at_c]), grid):
+    for span, at_c in found.candidates(zero_b, extreme_b, range(-grid.low, 0, -1)):
+        # only the side with one more level reaches beyond high; it may face either way
+        step_c = extreme_b[at_c].abs() / span if span <= grid.high else -extreme_b[at_c] / span
+        for scale_c in _neighbours(grid.stored(step_c), grid):
             found.offer(at_c, Scales(scale_c, zero_b[at_c]))
 
 
@@ -94,10 +117,9 @@ def _try_asymmetric(found: _Found, low_b: Tensor, high_b: Tensor) -> None:
     grid = found.grid
     _try_constant(found, low_b, high_b)
     levels = grid.high - grid.low
-    for span in (levels, *range(min(levels - 1, LONGEST_PARTIAL_SPAN), 0, -1)):
-        step_b = (high_b - low_b) / span
-        at_c = found.spaced(low_b, step_b)
-        scale_c = grid.stored(step_b[at_c])
+    spans = (levels, *range(min(levels - 1, LONGEST_PARTIAL_SPAN), 0, -1))
+    for span, at_c in found.candidates(low_b, high_b - low_b, spans):
+        scale_c = grid.stored((high_b[at_c] - low_b[at_c]) / span)
         for first in range(min(levels - span, LONGEST_PARTIAL_SPAN) + 1):
             offset_c = grid.stored(low_b[at_c] - scale_c * (grid.low + first))
             found.offer(at_c, Scales(scale_c, offset_c))
@@ -123,7 +145,5 @@ def _reproduces(values_cl: Tensor, grid: Grid, scales: Scales) -> Tensor:
     """Which blocks `[c]` the scales give back exactly."""
     same_c = torch.ones_like(scales.scale_b, dtype=torch.bool)
     for part_cl in columns(values_cl):
-        codes_cl = nearest_codes(part_cl, grid, scales)
-        codes_cl.mul_(scales.scale_b.unsqueeze(1)).add_(scales.offset_b.unsqueeze(1))
-        same_c &= (codes_cl == part_cl).all(1)
+        same_c &= (nearest_points(part_cl, grid, scales) == part_cl).all(1)
     return same_c
