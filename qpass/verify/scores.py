@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import final
 
 from qpass.errors import BadInput
@@ -76,10 +76,6 @@ class Evaluation:
     reference_megabytes: float
     sites: tuple[SiteError, ...] = ()
 
-    def table(self) -> dict[str, object]:
-        """The fields as JSON values; what is not finite becomes None."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
-
 
 def summarize(
     scores: Sequence[Score],
@@ -141,13 +137,3 @@ def _required(estimate: Estimate | None) -> Estimate:
     if estimate is None:
         raise BadInput("there is no position to compare")
     return estimate
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

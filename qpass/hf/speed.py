@@ -1,0 +1,101 @@
+"""How fast models read a prompt and write tokens, side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
+
+from qpass.errors import BadInput
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens a second, medians over repetitions: of a prompt, and one by one after it.
+
+    `written` are the tokens of the greedy continuation that the decode was timed on.
+    """
+
+    prefill: float
+    decode: float
+    written: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    prefill: float  # seconds
+    decode: float  # seconds for each token
+    written: tuple[int, ...]
+
+
+def measure(
+    models: Mapping[str, PreTrainedModel],
+    prompt: Tensor,
+    *,
+    new_tokens: int,
+    repetitions: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Speed]:
+    """Time causal language models on `prompt [1, t]` with a static cache and greedy tokens.
+
+    Only the last position's logits are computed in the prefill. A first, untimed repetition pays
+    for compilation; then the models take turns, so that a disturbance meets all of them.
+    """
+    if prompt.dim() != 2 or len(prompt) != 1 or prompt.shape[1] < 1:
+        raise BadInput(f"a prompt is one row of tokens, got shape {list(prompt.shape)}")
+    if new_tokens < 1 or repetitions < 1:
+        raise BadInput(
+            f"{new_tokens} new tokens and {repetitions} repetitions; both are at least 1"
+        )
+    total = (repetitions + 1) * len(models)
+    runs: dict[str, list[_Run]] = {name: [] for name in models}
+    with torch.no_grad():
+        rooms = {name: _room(model, prompt, new_tokens) for name, model in models.items()}
+        for repetition in range(repetitions + 1):
+            for at, (name, model) in enumerate(models.items()):
+                progress("compile and time", repetition * len(models) + at, total)
+                runs[name].append(_run(model, rooms[name], prompt, new_tokens))
+    progress("compile and time", total, total)
+    return {name: _median(taken[1:], prompt.shape[1]) for name, taken in runs.items()}
+
+
+def _room(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> StaticCache:
+    config = model.config.get_text_config(decoder=True)
+    room = StaticCache(config=config, max_cache_len=prompt.shape[1] + new_tokens)
+    # one eager step allocates it: a compiled graph that does so returns it, and is compiled twice
+    model.forward(input_ids=prompt[:, :1], past_key_values=room, use_cache=True)
+    return room
+
+
+def _run(model: PreTrainedModel, room: StaticCache, prompt: Tensor, new_tokens: int) -> _Run:
+    room.reset()
+    start = time.perf_counter()
+    token = _next(model, room, prompt)
+    read = time.perf_counter()
+    written = [token]
+    for _ in range(new_tokens):
+        token = _next(model, room, token)
+        written.append(token)
+    done = time.perf_counter()
+    return _Run(read - start, (done - read) / new_tokens, tuple(int(t) for t in written))
+
+
+def _next(model: PreTrainedModel, room: StaticCache, tokens: Tensor) -> Tensor:
+    output = model(input_ids=tokens, past_key_values=room, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1].argmax(-1, keepdim=True)
+
+
+def _median(runs: list[_Run], length: int) -> Speed:
+    return Speed(
+        prefill=length / statistics.median(run.prefill for run in runs),
+        decode=1 / statistics.median(run.decode for run in runs),
+        written=runs[-1].written,
+    )
