@@ -1,0 +1,221 @@
+// Float activations with AVX-512: codes become floats in registers for few rows, in a panel of 32
+// outputs for many.
+#include "avx512.hpp"
+
+namespace qpass {
+namespace {
+
+// rows from which writing a panel beats decoding for every tile of rows
+constexpr int64_t kPanelRows = 5;
+constexpr int kPanelBlocks = 2;
+constexpr int64_t kPanelWidth = kPanelBlocks * kRows;
+
+const char* refuse(const LinearReal& c) {
+  return c.type == Float::f64 ? "it does not compute in float64" : nullptr;
+}
+
+size_t scratch(const LinearReal& c) {
+  if (c.m < kPanelRows) return 0;
+  return static_cast<size_t>(c.weight.padded_k() * kPanelWidth) * sizeof(float);
+}
+
+// fills padded and sums for some rows
+void prepare(const LinearReal& c, int64_t row_begin, int64_t row_end) {
+  const Weight& w = c.weight;
+  const int64_t padded_width = w.group_lines * w.columns_per_line();
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    for (int64_t g = 0; g < w.groups; ++g) {
+      float* to = c.padded + row * w.padded_k() + g * padded_width;
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t k = 0; k < padded_width; k += 16) {
+        const int64_t left = w.width - k;
+        const __mmask16 read = left > 0 ? first_lanes(left) : __mmask16(0);
+        const __m512 v = load16(c.type, c.x, row * w.k + g * w.width + k, read);
+        sum = _mm512_add_ps(sum, v);
+        _mm512_mask_storeu_ps(to + k, first_lanes(padded_width - k), v);
+      }
+      c.sums[row * w.groups + g] = _mm512_reduce_add_ps(sum);
+    }
+  }
+}
+
+// codes of one column of a line as floats, zero taken off
+template <int Bits, int J>
+__m512 column(__m512i line, __m512 values) {
+  if (Bits == 4) {
+    // the permutation looks at the lowest four bits of each lane alone
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(line, J < 4 ? 8 * J : 8 * (J - 4) + 4), values);
+  }
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(line, 24 - 8 * (J & 3)), 24));
+}
+
+__m512i load_line(const uint8_t* line, int bits) {
+  const __m512i v = _mm512_loadu_si512(line);
+  // stored 8-bit values are raised by 128: flipping the top bit makes them signed again
+  return bits == 8 ? _mm512_xor_si512(v, _mm512_set1_epi8(-128)) : v;
+}
+
+__m512 decoded(int zero) {
+  const __m512 up = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_sub_ps(up, _mm512_set1_ps(static_cast<float>(zero)));
+}
+
+// a number that a template can take: the standard library's stays out of these files
+template <int J>
+struct Constant {
+  static constexpr int value = J;
+};
+
+template <int Bits, int J, class F>
+inline __attribute__((always_inline)) void each_column(const F& f) {
+  if constexpr (J < (Bits == 4 ? 8 : 4)) {
+    f(Constant<J>{});
+    each_column<Bits, J + 1>(f);
+  }
+}
+
+// R rows by B blocks straight from the packed lines
+template <int R, int B, int Bits>
+void direct(const LinearReal& c, int64_t row, int64_t block) {
+  const Weight& w = c.weight;
+  const int64_t block_bytes = w.lines_per_block() * kLine;
+  const uint8_t* line = w.lines + block * block_bytes;
+  const float* x = c.padded + row * w.padded_k();
+  const __m512 values = decoded(w.zero);
+  __m512 total[R][B];
+  for (int r = 0; r < R; ++r) {
+    for (int b = 0; b < B; ++b) total[r][b] = _mm512_setzero_ps();
+  }
+  for (int64_t g = 0; g < w.groups; ++g) {
+    __m512 acc[R][B];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) acc[r][b] = _mm512_setzero_ps();
+    }
+    for (int64_t l = 0; l < w.group_lines; ++l, line += kLine, x += w.columns_per_line()) {
+      __m512i v[B];
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) {
+        const uint8_t* from = line + b * block_bytes;
+        v[b] = load_line(from, Bits);
+        _mm_prefetch(reinterpret_cast<const char*>(from + B * block_bytes), _MM_HINT_T1);
+      }
+      each_column<Bits, 0>([&](auto j) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) {
+          const __m512 q = column<Bits, j.value>(v[b], values);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            const __m512 at = _mm512_set1_ps(x[r * w.padded_k() + j.value]);
+            acc[r][b] = _mm512_fmadd_ps(q, at, acc[r][b]);
+          }
+        }
+      });
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) {
+      const int64_t at = ((block + b) * w.groups + g) * kRows;
+      const __m512 s = w.scales ? half16(w.scales + at) : _mm512_set1_ps(1.0f);
+      const __m512 m = w.offsets ? half16(w.offsets + at) : _mm512_setzero_ps();
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        total[r][b] = _mm512_fmadd_ps(acc[r][b], s, total[r][b]);
+        if (!w.offsets) continue;
+        const __m512 sum = _mm512_set1_ps(c.sums[(row + r) * w.groups + g]);
+        total[r][b] = _mm512_fmadd_ps(sum, m, total[r][b]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int b = 0; b < B; ++b) {
+      finish16(w, block + b, total[r][b], _mm512_set1_ps(1.0f), c.type, c.out, row + r);
+    }
+  }
+}
+
+// one block of weights without its row scales, into column b of the panel
+template <int Bits>
+void decode(const Weight& w, int64_t block, float* panel) {
+  const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
+  const __m512 values = decoded(w.zero);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t at = (block * w.groups + g) * kRows;
+    const __m512 s = w.scales ? half16(w.scales + at) : _mm512_set1_ps(1.0f);
+    const __m512 m = w.offsets ? half16(w.offsets + at) : _mm512_setzero_ps();
+    for (int64_t l = 0; l < w.group_lines; ++l, line += kLine) {
+      const __m512i v = load_line(line, Bits);
+      each_column<Bits, 0>([&](auto j) __attribute__((always_inline)) {
+        _mm512_store_ps(panel, _mm512_fmadd_ps(column<Bits, j.value>(v, values), s, m));
+        panel += kPanelWidth;
+      });
+    }
+  }
+}
+
+// R rows by B blocks from the panel
+template <int R, int B>
+void panel_tile(const LinearReal& c, const float* panel, int64_t row, int64_t block) {
+  const Weight& w = c.weight;
+  const int64_t k_end = w.padded_k();
+  const float* x = c.padded + row * k_end;
+  __m512 acc[R][B];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) acc[r][b] = _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < k_end; ++k, panel += kPanelWidth) {
+    __m512 q[B];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) q[b] = _mm512_load_ps(panel + b * kRows);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const __m512 at = _mm512_set1_ps(x[r * k_end + k]);
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) acc[r][b] = _mm512_fmadd_ps(q[b], at, acc[r][b]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      finish16(w, block + b, acc[r][b], _mm512_set1_ps(1.0f), c.type, c.out, row + r);
+    }
+  }
+}
+
+template <int B>
+void blocks(const LinearReal& c, const Part& part, int64_t block, float* panel) {
+  const Weight& w = c.weight;
+  int64_t row = part.row_begin;
+  const int64_t end = part.row_end;
+  if (c.m >= kPanelRows) {
+    for (int b = 0; b < B; ++b) {
+      w.bits == 4 ? decode<4>(w, block + b, panel + b * kRows)
+                  : decode<8>(w, block + b, panel + b * kRows);
+    }
+    for (; row + 12 <= end; row += 12) panel_tile<12, B>(c, panel, row, block);
+    for (; row + 6 <= end; row += 6) panel_tile<6, B>(c, panel, row, block);
+    for (; row + 2 <= end; row += 2) panel_tile<2, B>(c, panel, row, block);
+    for (; row < end; ++row) panel_tile<1, B>(c, panel, row, block);
+    return;
+  }
+  for (; row + 2 <= end; row += 2) {
+    w.bits == 4 ? direct<2, B, 4>(c, row, block) : direct<2, B, 8>(c, row, block);
+  }
+  if (row < end) w.bits == 4 ? direct<1, B, 4>(c, row, block) : direct<1, B, 8>(c, row, block);
+}
+
+void run(const LinearReal& c, const Part& part, void* memory) {
+  float* panel = static_cast<float*>(memory);
+  int64_t block = part.block_begin;
+  for (; block + 2 <= part.block_end; block += 2) blocks<2>(c, part, block, panel);
+  if (block < part.block_end) blocks<1>(c, part, block, panel);
+}
+
+}  // namespace
+}  // namespace qpass
+
+QPASS_KERNEL(LinearReal, linear_real) = {QPASS_NAME(linear_real), qpass::refuse, qpass::prepare,
+                                         qpass::scratch, qpass::run};
