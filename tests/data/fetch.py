@@ -28,20 +28,13 @@ def download(folder: Path) -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Save the model and the tokenizer of a GGUF file as float32 safetensors in `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    source, name = str(gguf.parent), gguf.name
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    config = loaded.config
-    del config.quantization_config
-    # transformers refuses to save what it loaded from GGUF, so a fresh model takes the weights
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
+    from qpass.hf.pretrained import load_model
+
     partial = _fresh(folder)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    load_model(gguf).save_pretrained(partial)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
     _publish(partial, folder)
 
 

@@ -1,0 +1,84 @@
+"""What does the MODEL of a command line stand for?"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, final
+
+import typer
+
+from qpass.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A directory, a GGUF file, a hub id, or package.module:factory.",
+        show_default=False,
+    ),
+]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model and sample inputs, None where transformers can make them up."""
+
+    model: nn.Module
+    inputs: object
+
+
+def load(what: str) -> Loaded:
+    """The model that `what` names; a factory returns one, or a pair of one and its inputs."""
+    path = Path(what)
+    if path.exists() or path.suffix == ".gguf" or _is_hub_id(what):
+        from qpass.hf import pretrained
+
+        if not sys.stderr.isatty():
+            pretrained.hide_progress()
+        return Loaded(pretrained.load_model(what), None)
+    module, colon, name = what.partition(":")
+    if colon:
+        return _from_factory(what, module, name)
+    raise BadInput(
+        f"no model at {what}: there is no such file or directory, and it is neither a hub id "
+        "(owner/name) nor a factory (package.module:factory)"
+    )
+
+
+def _from_factory(what: str, module: str, name: str) -> Loaded:
+    from torch import nn
+
+    # as `python -m` does: a factory usually lies beside the command
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"{what}: cannot import the factory: {error}") from error
+    made = factory()
+    if isinstance(made, nn.Module):
+        return Loaded(made, None)
+    if isinstance(made, tuple):
+        pair = cast("Sequence[object]", made)
+        if len(pair) == 2 and isinstance(pair[0], nn.Module):
+            return Loaded(pair[0], pair[1])
+    raise BadInput(
+        f"{what} returned {type(made).__name__}; expected a torch.nn.Module, or a pair of one "
+        "and its sample inputs"
+    )
+
+
+def _is_hub_id(what: str) -> bool:
+    owner, slash, name = what.partition("/")
+    # `folder/name` with a folder that exists is a path with a slip in it
+    return (
+        bool(slash and owner.strip(".~") and name) and "/" not in name and not Path(owner).exists()
+    )

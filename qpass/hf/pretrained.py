@@ -1,0 +1,121 @@
+"""Which model and which tokenizer do a directory, a GGUF file and a hub id stand for?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from qpass.errors import BadInput, Unsupported
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GGUF = ".gguf"
+
+T = TypeVar("T")
+
+
+def load_model(where: str | Path) -> nn.Module:
+    """The model in evaluation mode, in the precision it is stored in; never read with pickle.
+
+    `where` is a directory, a GGUF file (widened to float32) or a hub id. Raises `BadInput` where
+    there is no model, or one whose weights are not all there.
+    """
+    path = Path(where)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise BadInput(f"{where} is not a model: the directory has no config.json")
+    if path.is_file() and path.suffix != GGUF:
+        raise BadInput(f"{where} is not a model: expected a directory or a {GGUF} file")
+    if path.suffix == GGUF:
+        if not path.exists():
+            raise BadInput(f"no such file: {where}")
+        model, missing = _from_gguf(path)
+    else:
+        model, missing = _from_pretrained(str(where))
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise BadInput(
+            f"{where} lacks {len(missing)} weights of its own architecture, among them {some}; "
+            "what it holds is not the whole model"
+        )
+    return model.eval()
+
+
+def token_ids(where: str | Path, text: str) -> Tensor:
+    """`text` in the tokens of the model at `where`, without special tokens, `[n]`."""
+    transformers = _transformers()
+    folder, options = _source(where)
+    load = transformers.AutoTokenizer.from_pretrained
+    tokenizer = _read(where, "tokenizer", lambda: load(folder, **options))
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(cast("list[int]", ids), dtype=torch.int64, device="cpu")
+
+
+def hide_progress() -> None:
+    """Keep transformers from drawing progress bars, which it also does in a pipe."""
+    _transformers().utils.logging.disable_progress_bar()
+
+
+def _from_pretrained(where: str) -> tuple[nn.Module, set[str]]:
+    transformers = _transformers()
+    config: PretrainedConfig = _read(
+        where, "model", lambda: transformers.AutoConfig.from_pretrained(where)
+    )
+    # the class that the checkpoint was saved from; without one, the architecture's bare stack
+    name = (config.architectures or ["AutoModel"])[0]
+    try:
+        kind = getattr(transformers, name)
+    except AttributeError as error:
+        raise BadInput(
+            f"{where}: this transformers has no {name}; models with code of their own are not run"
+        ) from error
+    return _loaded(where, kind, where, {"dtype": "auto", "use_safetensors": True})
+
+
+def _from_gguf(where: Path) -> tuple[nn.Module, set[str]]:
+    folder, options = _source(where)
+    kind = _transformers().AutoModelForCausalLM
+    model, missing = _loaded(where, kind, folder, {**options, "dtype": torch.float32})
+    # the weights are floats by now, and what is saved from them should say so
+    owner = cast("Any", model)
+    owner.hf_quantizer = None
+    del owner.config.quantization_config
+    return model, missing
+
+
+def _loaded(
+    where: str | Path, kind: object, folder: str, options: dict[str, object]
+) -> tuple[nn.Module, set[str]]:
+    load = cast("Any", kind).from_pretrained
+    pair = _read(where, "model", lambda: load(folder, output_loading_info=True, **options))
+    model, info = cast("tuple[nn.Module, dict[str, set[str]]]", pair)
+    return model, set(info["missing_keys"])
+
+
+def _source(where: str | Path) -> tuple[str, dict[str, object]]:
+    path = Path(where)
+    if path.suffix == GGUF:
+        return str(path.parent), {"gguf_file": path.name}
+    return str(where), {}
+
+
+def _read(where: str | Path, what: str, load: Callable[[], T]) -> T:
+    from safetensors import SafetensorError
+
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise BadInput(f"{where}: no {what} can be read from it: {first}") from error
+
+
+def _transformers() -> Any:  # noqa: ANN401  a module whose attributes are looked up by name
+    try:
+        import transformers
+    except ImportError as error:
+        raise Unsupported("this needs transformers; pip install 'qpass[hf]'") from error
+    return transformers
