@@ -134,7 +134,7 @@ def _check_shape(node: fx.Node, leaf: object) -> None:
         raise BadInput(f"input {node.name} must be a tensor, got {type(leaf).__name__}")
     fits = leaf.dim() == like.dim() and all(
         isinstance(want, torch.SymInt) or want == size
-        for want, size in zip(cast("tuple[read.Size, ...]", like.shape), leaf.shape, strict=True)
+        for want, size in zip(read.shape(node), leaf.shape, strict=True)
     )
     if not fits:
         raise BadInput(

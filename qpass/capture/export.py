@@ -137,14 +137,16 @@ def _program(exported: ExportedProgram, model: nn.Module) -> Program:
     weights: dict[str, Weight] = {}
     sources: dict[str, Tensor] = {}
     stored = _stored(model)
+    # a tensor that the model holds under several names goes by the first
+    first = {id(tensor): name for name, tensor in reversed(stored.items())}
     for spec in signature.input_specs:
         if spec.kind not in _WEIGHTS or spec.target is None:
             continue
         tensor = stored.get(spec.target)
         if tensor is None:
             tensor = cast("Tensor", {**exported.state_dict, **exported.constants}[spec.target])
-        name = names[spec.arg.name].name
-        weights[name], sources[spec.target] = Weight(spec.target), tensor
+        source = first.get(id(tensor), spec.target)
+        weights[names[spec.arg.name].name], sources[source] = Weight(source), tensor
     program = Program(graph, weights, sources, {})
     clean(program)
     split_uses(program)

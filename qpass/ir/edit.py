@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from qpass.ir import read
 from qpass.ir.program import Owner, Program
+from qpass.ir.read import operator
 from qpass.ir.weights import Weight
 
 
@@ -22,13 +23,37 @@ def call(
     **kwargs: object,
 ) -> fx.Node:
     """Insert a call in front of `before`; its fake value is computed, its origin is `like`'s."""
+    node = _insert(program, before, target, args, kwargs, like if like is not None else before)
+    node.meta["val"] = _fake_result(node)
+    return node
+
+
+def respell(
+    program: Program,
+    old: fx.Node,
+    target: Callable[..., object],
+    *args: object,
+    **kwargs: object,
+) -> fx.Node:
+    """Insert a call that makes the same value as `old`, of the same type, in front of it."""
+    node = _insert(program, old, target, args, kwargs, old)
+    node.meta["val"] = old.meta["val"]
+    return node
+
+
+def _insert(
+    program: Program,
+    before: fx.Node,
+    target: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    origin: fx.Node,
+) -> fx.Node:
     with program.graph.inserting_before(before):
         node = program.graph.call_function(
             target, cast("tuple[Any, ...]", args), cast("dict[str, Any]", kwargs)
         )
-    origin = like if like is not None else before
     node.meta = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
-    node.meta["val"] = _fake_result(node)
     return node
 
 
@@ -95,6 +120,33 @@ def retarget(node: fx.Node, target: Callable[..., object], *args: object, **kwar
     node.target = target
     node.args = cast("tuple[Any, ...]", args)
     node.kwargs = cast("dict[str, Any]", kwargs)
+
+
+def set_argument(node: fx.Node, name: str, value: object) -> None:
+    """Let `node` read `value` as the argument called `name`; defaults by name are left out."""
+    op = operator(node)
+    if op is None:
+        raise TypeError(f"{node.format_node()}: has no schema")
+    for index, declared in enumerate(op._schema.arguments):
+        if declared.name == name and index < len(node.args):
+            node.update_arg(index, cast("Any", value))
+            return
+        if (
+            declared.name == name
+            and declared.has_default_value()
+            and value == declared.default_value
+        ):
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
+            return
+    node.update_kwarg(name, cast("Any", value))
+
+
+def fix(node: fx.Node, number: float) -> None:
+    """Let every user of `node` read `number` instead, then erase `node`."""
+    for user in list(node.users):
+        user.args = fx.map_arg(user.args, lambda n: number if n is node else n)
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: number if n is node else n)
+    node.graph.erase_node(node)
 
 
 def inline(node: fx.Node, body: fx.Graph, args: Sequence[object]) -> None:

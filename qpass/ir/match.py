@@ -58,14 +58,28 @@ def match(pattern: Pattern, value: object) -> Match | Miss:
 @final
 @dataclass(frozen=True, slots=True)
 class Var(Pattern):
-    """Any graph value; a second `Var` of that name must be the same one."""
+    """Any graph value, without its casts unless `seen`; a second one must be the same."""
 
     name: str
+    seen: bool = False
 
     def match(self, value: object, so_far: Match) -> Match | Miss:
         if not isinstance(value, fx.Node):
             return Miss(f"{value!r} is not a graph value", len(so_far.nodes))
-        return _bind(self.name, read.uncast(value), so_far)
+        return _bind(self.name, value if self.seen else read.uncast(value), so_far)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Same(Pattern):
+    """One given graph value."""
+
+    node: fx.Node
+
+    def match(self, value: object, so_far: Match) -> Match | Miss:
+        if isinstance(value, fx.Node) and read.uncast(value) is read.uncast(self.node):
+            return so_far
+        return Miss(f"{value} is not {self.node}", len(so_far.nodes))
 
 
 @final
@@ -151,6 +165,11 @@ def call(target: OpOverload, **arguments: Pattern) -> Pattern:
 def commutative(target: OpOverload, a: Pattern, b: Pattern) -> Pattern:
     """A call of a binary `target` on `a` and `b` in either order."""
     return Call(target, (("self", a), ("other", b)), swap=True)
+
+
+def unscaled(node: fx.Node) -> str | None:
+    """The condition on a sum or difference that its second operand has no factor."""
+    return None if read.number(node, "alpha") == 1 else "the second operand has a factor"
 
 
 def either(*forms: Pattern) -> Pattern:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,6 +11,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 Size = int | torch.SymInt
+
+_LOCAL = re.compile(r"^L\['\w+'\]\.?")
 
 
 def operator(node: fx.Node) -> OpOverload | None:
@@ -102,7 +105,15 @@ def shape(node: fx.Node) -> tuple[Size, ...]:
     found = fake(node)
     if found is None:
         raise TypeError(f"{node.format_node()}: is not a tensor")
-    return tuple(found.shape)
+    return tuple(_size(size) for size in found.shape)
+
+
+def _size(size: Size) -> Size:
+    if isinstance(size, int):
+        return size
+    # a symbol that a later guard has fixed is a number
+    known = size.node.maybe_as_int()
+    return size if known is None else int(known)
 
 
 def dtype(node: fx.Node) -> torch.dtype | None:
@@ -113,10 +124,11 @@ def dtype(node: fx.Node) -> torch.dtype | None:
 
 def static_shape(node: fx.Node) -> tuple[int, ...] | None:
     """The shape of a tensor value, or None when it is symbolic or the value is no tensor."""
-    found = fake(node)
-    if found is None or any(isinstance(size, torch.SymInt) for size in shape(node)):
+    if fake(node) is None:
         return None
-    return tuple(found.shape)
+    sizes = shape(node)
+    fixed = tuple(size for size in sizes if isinstance(size, int))
+    return fixed if len(fixed) == len(sizes) else None
 
 
 def same_size(a: object, b: object) -> bool:
@@ -129,10 +141,14 @@ def same_size(a: object, b: object) -> bool:
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
     """Whether two tensor values have one shape for every input."""
-    first, second = fake(a), fake(b)
-    if first is None or second is None or first.dim() != second.dim():
+    return fake(b) is not None and has_shape(a, shape(b))
+
+
+def has_shape(node: fx.Node, sizes: tuple[Size, ...]) -> bool:
+    """Whether a tensor value has this shape for every input."""
+    if fake(node) is None or len(shape(node)) != len(sizes):
         return False
-    return all(same_size(m, n) for m, n in zip(first.shape, second.shape, strict=True))
+    return all(same_size(m, n) for m, n in zip(shape(node), sizes, strict=True))
 
 
 def same_type(a: fx.Node, b: fx.Node) -> bool:
@@ -144,6 +160,16 @@ def writes(node: fx.Node) -> bool:
     """Whether a node changes one of its arguments."""
     op = operator(node)
     return op is not None and op._schema.is_mutable
+
+
+def written(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The arguments that a node changes."""
+    op = operator(node)
+    if op is None:
+        return ()
+    names = [a.name for a in op._schema.arguments if a.alias_info and a.alias_info.is_write]
+    found = (argument(node, name) for name in names)
+    return tuple(n for n in found if isinstance(n, fx.Node))
 
 
 def flat_axis(node: fx.Node, axis: int) -> int:
@@ -189,8 +215,10 @@ def module_path(node: fx.Node) -> str:
 def module_stack(node: fx.Node) -> tuple[str, ...]:
     """The dotted paths of the modules a node was traced in, outermost first."""
     stack = cast("dict[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
-    # a module that runs several times is traced as `path@1`, `path@2`, ...
-    return tuple(path.partition("@")[0] for path, _ in stack.values())
+    # a module that runs several times is traced as `path@1`, `path@2`, ...; dynamo starts paths at
+    # a local variable, `L['self'].path`
+    paths = (path.partition("@")[0] for path, _ in stack.values())
+    return tuple(_LOCAL.sub("", path) for path in paths)
 
 
 def target_name(node: fx.Node) -> str:

@@ -12,7 +12,18 @@ from torch._ops import OpOverload
 
 from qpass.capture.raising.base import RAISINGS, Raising
 from qpass.ir import Note, Program, Reshape, edit, read
-from qpass.ir.match import Miss, Num, Pattern, Var, Where, call, commutative, either, match
+from qpass.ir.match import (
+    Miss,
+    Num,
+    Pattern,
+    Var,
+    Where,
+    call,
+    commutative,
+    either,
+    match,
+    unscaled,
+)
 
 aten = torch.ops.aten
 
@@ -38,10 +49,6 @@ def _biased(node: fx.Node) -> str | None:
     return _over_last_axis(node) if biased else "the variance divides by n - 1"
 
 
-def _unscaled(node: fx.Node) -> str | None:
-    return None if read.number(node, "alpha") == 1 else "the addend is scaled"
-
-
 def _mean(v: Pattern) -> Pattern:
     total = Where(call(aten.sum.dim_IntList, self=v), _over_last_axis)
     return either(
@@ -60,7 +67,7 @@ def _square(v: Pattern) -> Pattern:
 
 def _normalised(v: Pattern, variance: Pattern) -> Pattern:
     """`v / sqrt(variance + eps)` in its spellings."""
-    moved = Where(call(aten.add.Tensor, self=variance, other=Num("eps")), _unscaled)
+    moved = Where(call(aten.add.Tensor, self=variance, other=Num("eps")), unscaled)
     root = either(
         call(aten.sqrt.default, self=moved),
         call(aten.pow.Tensor_Scalar, self=moved, exponent=Num(value=0.5)),
@@ -78,7 +85,7 @@ def _normalised(v: Pattern, variance: Pattern) -> Pattern:
 
 
 _X = Var("x")
-_CENTRED = Where(call(aten.sub.Tensor, self=_X, other=_mean(_X)), _unscaled)
+_CENTRED = Where(call(aten.sub.Tensor, self=_X, other=_mean(_X)), unscaled)
 _VARIANCE = either(
     _mean(_square(_CENTRED)),
     Where(call(aten.var.correction, self=_X), _biased),
@@ -181,7 +188,10 @@ class _Norm:
             for use in (self.weight, self.bias)
         )
         parts = (weight,) if self.operator is aten.rms_norm.default else (weight, bias)
-        return edit.call(program, before, self.operator, x, [self.width], *parts, self.eps)
+        arguments = (x, [self.width], *parts, self.eps)
+        if read.dtype(before) == kind:
+            return edit.respell(program, before, self.operator, *arguments)
+        return edit.call(program, before, self.operator, *arguments)
 
 
 def _parse(node: fx.Node) -> _Norm:
@@ -214,7 +224,7 @@ def _take(program: Program, norm: _Norm, reader: fx.Node) -> _Norm | None:
         read.calls(reader, aten.add.Tensor)
         and norm.operator is aten.layer_norm.default
         and norm.bias is None
-        and _unscaled(reader) is None
+        and unscaled(reader) is None
     )
     operands = [n for n in reader.all_input_nodes if program.weight(n) is not None]
     if not (gain or bias) or len(operands) != 1 or not _is_vector(operands[0], norm.width):

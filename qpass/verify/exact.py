@@ -1,0 +1,74 @@
+"""Whether two programs compute the same function, measured in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qpass.ir import Check, Contract, Pass, Program
+
+# one pass moves float64 values by some thousand roundings of 1e-16; a wrong one by far more
+PASS_LIMIT = 1e-10
+# ten passes, each at its limit
+TOTAL_LIMIT = 1e-9
+
+
+def relative_error(value: object, reference: object) -> float:
+    """The largest difference over the largest magnitude of `reference`.
+
+    Equal infinities and NaN in the same places agree; a NaN or another shape on one side is an
+    infinite error. Values that are no tensors of real numbers have error 0 or infinity.
+    """
+    if not isinstance(value, Tensor) or not isinstance(reference, Tensor):
+        same = type(value) is type(reference) and value == reference
+        return 0.0 if same else math.inf
+    if value.shape != reference.shape:
+        return math.inf
+    if not value.is_floating_point() or not reference.is_floating_point():
+        return 0.0 if torch.equal(value, reference) else math.inf
+    a, b = value.detach().double(), reference.detach().double()
+    agree = (a == b) | (a.isnan() & b.isnan())
+    if agree.all():
+        return 0.0
+    error = (a - b)[~agree].abs().max().item()
+    finite = b[b.isfinite()].abs()
+    scale = finite.max().item() if finite.numel() else 0.0
+    return error / scale if scale > 0 and math.isfinite(error) else math.inf
+
+
+def largest_error(values: Sequence[object], references: Sequence[object]) -> float:
+    """The worst relative error of several outputs; infinite if one side has more."""
+    if len(values) != len(references):
+        return math.inf
+    return max(map(relative_error, values, references), default=0.0)
+
+
+def exact_check(inputs: Sequence[object], limit: float = PASS_LIMIT) -> Check:
+    """A check that runs every EXACT pass's program, widened, on `inputs` and compares.
+
+    A pass is undone where an output moves by more than `limit`.
+    """
+    # the program before a pass is the one after the last pass that stood
+    known: list[tuple[Program, tuple[object, ...]]] = []
+
+    def outputs(program: Program) -> tuple[object, ...]:
+        for seen, values in known:
+            if seen is program:
+                return values
+        return program.run(*inputs, widen=True)
+
+    def check(step: Pass, before: Program, after: Program) -> str | None:
+        if step.contract is not Contract.EXACT:
+            return None
+        old, new = outputs(before), after.run(*inputs, widen=True)
+        known[:] = [(before, old), (after, new)]
+        error = largest_error(new, old)
+        # a comparison with NaN is false, so this order also refuses it
+        if not error <= limit:
+            return f"the outputs moved by {error:.1e} (limit {limit:.0e}, float64)"
+        return None
+
+    return check
