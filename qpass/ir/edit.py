@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from qpass.ir import read
 from qpass.ir.program import Owner, Program
 from qpass.ir.read import operator
 from qpass.ir.weights import Weight
@@ -127,18 +126,14 @@ def set_argument(node: fx.Node, name: str, value: object) -> None:
     op = operator(node)
     if op is None:
         raise TypeError(f"{node.format_node()}: has no schema")
-    for index, declared in enumerate(op._schema.arguments):
-        if declared.name == name and index < len(node.args):
-            node.update_arg(index, cast("Any", value))
-            return
-        if (
-            declared.name == name
-            and declared.has_default_value()
-            and value == declared.default_value
-        ):
-            node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
-            return
-    node.update_kwarg(name, cast("Any", value))
+    names = [declared.name for declared in op._schema.arguments]
+    index = names.index(name)
+    if index < len(node.args):
+        node.update_arg(index, cast("Any", value))
+    elif value == op._schema.arguments[index].default_value:
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
+    else:
+        node.update_kwarg(name, cast("Any", value))
 
 
 def fix(node: fx.Node, number: float) -> None:
@@ -160,18 +155,6 @@ def inline(node: fx.Node, body: fx.Graph, args: Sequence[object]) -> None:
         index = cast("int", user.args[1])
         replace(user, results[index])
     node.graph.erase_node(node)
-
-
-def set_argument(node: fx.Node, name: str, value: fx.Node) -> None:
-    """Pass `value` as the argument called `name`, which the call left out or gave as None."""
-    op = read.operator(node)
-    if op is None:
-        raise TypeError(f"{node.format_node()}: has no schema")
-    names = [argument.name for argument in op._schema.arguments]
-    if names.index(name) < len(node.args):
-        node.update_arg(names.index(name), value)
-    else:
-        node.update_kwarg(name, value)
 
 
 def erase_dead(program: Program) -> None:

@@ -114,7 +114,7 @@ class Call(Pattern):
             return Miss(f"{value!r} is not a graph value", depth)
         node = read.uncast(value)
         if not read.calls(node, self.target):
-            return Miss(f"{read.describe(node)} is not a call of {self.target}", depth)
+            return Miss(f"{read.target_name(node)} is not a call of {self.target}", depth)
         entered = replace(so_far, nodes=(*so_far.nodes, node))
         found = _match_all(node, self.arguments, entered)
         if isinstance(found, Match) or not self.swap:

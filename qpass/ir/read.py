@@ -195,11 +195,6 @@ def readers(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(found)
 
 
-def describe(node: fx.Node) -> str:
-    """A value in words: its operator, or what else it is."""
-    return str(operator(node) or node.op)
-
-
 def is_floating(node: fx.Node) -> bool:
     """Whether a value is a tensor of real numbers."""
     found = fake(node)

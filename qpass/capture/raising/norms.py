@@ -35,9 +35,9 @@ def _over_last_axis(node: fx.Node) -> str | None:
     axes = [dims] if isinstance(dims, int) else list(cast("list[int]", dims or []))
     last = len(read.shape(read.value(node, "self"))) - 1
     if [axis % (last + 1) for axis in axes] != [last]:
-        return f"{read.describe(node)} is over axes {axes}, not over the last one"
+        return f"{read.target_name(node)} is over axes {axes}, not over the last one"
     if not read.argument(node, "keepdim"):
-        return f"{read.describe(node)} drops the axis it reduces"
+        return f"{read.target_name(node)} drops the axis it reduces"
     return None
 
 
