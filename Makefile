@@ -16,7 +16,7 @@ NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp)
 .DELETE_ON_ERROR:
 
 demo: $(QPASS_STAMP) $(MODEL_STAMP)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(QPASS_STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m pytest $(ARGS)

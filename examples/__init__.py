@@ -1,0 +1,1 @@
+"""Runnable scripts, each executed by a test."""

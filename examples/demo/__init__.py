@@ -1,0 +1,1 @@
+"""One real language model, every recipe, one table: `python -m examples.demo`."""
