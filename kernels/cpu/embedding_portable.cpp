@@ -21,5 +21,5 @@ void run(const Embedding& c, const Part& part, void*) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(Embedding, embedding) = {QPASS_NAME(embedding), qpass::refuse, nullptr, qpass::scratch,
-                                      qpass::run};
+QPASS_KERNEL(Embedding, embedding) = {
+    QPASS_NAME(embedding), qpass::refuse, nullptr, qpass::scratch, qpass::run, 1, nullptr};

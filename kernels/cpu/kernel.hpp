@@ -108,6 +108,10 @@ struct Kernel {
   // bytes of memory each thread needs, 64-byte aligned
   size_t (*scratch)(const Call&);
   void (*run)(const Call&, const Part&, void* scratch);
+  // it reads prepared activations in batches of so many rows, and writes only those that exist
+  int64_t rows_at_once;
+  // whether activations that need no padding may be read where they are; null for yes
+  bool (*in_place)(const Call&);
 };
 
 }  // namespace qpass

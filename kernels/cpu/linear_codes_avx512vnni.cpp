@@ -176,5 +176,10 @@ void run(const LinearCodes& c, const Part& part, void* memory) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(LinearCodes, linear_codes) = {QPASS_NAME(linear_codes), qpass::refuse,
-                                           qpass::prepare_codes, qpass::scratch, qpass::run};
+QPASS_KERNEL(LinearCodes, linear_codes) = {QPASS_NAME(linear_codes),
+                                           qpass::refuse,
+                                           qpass::prepare_codes,
+                                           qpass::scratch,
+                                           qpass::run,
+                                           1,
+                                           nullptr};

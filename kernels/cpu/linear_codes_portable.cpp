@@ -86,5 +86,10 @@ void run(const LinearCodes& c, const Part& part, void*) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(LinearCodes, linear_codes) = {QPASS_NAME(linear_codes), qpass::refuse, qpass::prepare,
-                                           qpass::scratch, qpass::run};
+QPASS_KERNEL(LinearCodes, linear_codes) = {QPASS_NAME(linear_codes),
+                                           qpass::refuse,
+                                           qpass::prepare,
+                                           qpass::scratch,
+                                           qpass::run,
+                                           1,
+                                           nullptr};

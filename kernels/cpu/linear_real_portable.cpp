@@ -60,5 +60,5 @@ void run(const LinearReal& c, const Part& part, void*) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(LinearReal, linear_real) = {QPASS_NAME(linear_real), qpass::refuse, nullptr,
-                                         qpass::scratch, qpass::run};
+QPASS_KERNEL(LinearReal, linear_real) = {
+    QPASS_NAME(linear_real), qpass::refuse, nullptr, qpass::scratch, qpass::run, 1, nullptr};

@@ -44,16 +44,19 @@ Tensor linear_codes(Tensor codes_in, Tensor scales_in, Tensor lines, Tensor row_
   c.codes = static_cast<const int8_t*>(codes.data_ptr());
   c.scales = static_cast<const float*>(scales.data_ptr());
   c.out = out.data_ptr();
-  const bool whole = c.weight.padded_k() == in_features;
+  const Kernel<LinearCodes>& kernel = choose(c);
+  const int64_t padded_k = c.weight.padded_k(), rows = rounded_up(c.m, kernel.rows_at_once);
+  const bool whole =
+      padded_k == in_features && rows == c.m && (!kernel.in_place || kernel.in_place(c));
   Pieces pieces;
-  const size_t padded = pieces.add<int8_t>(whole ? 0 : c.m * c.weight.padded_k());
+  const size_t padded = pieces.add<int8_t>(whole ? 0 : rows * padded_k + kLine);
   const size_t sums = pieces.add<float>(c.m * c.weight.groups);
   const size_t starts = pieces.add<int32_t>(c.m * c.weight.groups);
   char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
   c.padded = whole ? const_cast<int8_t*>(c.codes) : reinterpret_cast<int8_t*>(memory + padded);
   c.sums = reinterpret_cast<float*>(memory + sums);
   c.starts = reinterpret_cast<int32_t*>(memory + starts);
-  run_linear(c, choose(c));
+  run_linear(c, kernel);
   call_memory.release_large();
   return out;
 }
@@ -75,7 +78,8 @@ Tensor linear_real(Tensor x_in, Tensor lines, Tensor row_scales, std::optional<T
   const Kernel<LinearReal>& kernel = choose(c);
   Pieces pieces;
   if (kernel.prepare) {
-    const size_t padded = pieces.add<float>(c.m * c.weight.padded_k());
+    const int64_t rows = rounded_up(c.m, kernel.rows_at_once);
+    const size_t padded = pieces.add<float>(rows * (c.weight.padded_k() + kLine));
     const size_t sums = pieces.add<float>(c.m * c.weight.groups);
     char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
     c.padded = reinterpret_cast<float*>(memory + padded);

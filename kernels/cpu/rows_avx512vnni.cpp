@@ -195,4 +195,5 @@ void run(const Rows& c, const Part& part, void* memory) {
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(Rows, rows) = {QPASS_NAME(rows), qpass::refuse, nullptr, qpass::scratch, qpass::run};
+QPASS_KERNEL(Rows, rows) = {QPASS_NAME(rows), qpass::refuse, nullptr, qpass::scratch, qpass::run, 1,
+                            nullptr};

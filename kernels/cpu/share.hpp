@@ -57,6 +57,8 @@ class Pieces {
   size_t bytes_ = 0;
 };
 
+inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
 // Runs f over [0, count) where one item takes about `nanoseconds`: serially if waking threads costs
 // more.
 template <class F>
