@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from qpass.cli.main import run
 from qpass.plan import Recipe, preset_names
@@ -70,3 +72,27 @@ def test_an_unknown_recipe_names_the_nearest_on_stderr(capsys) -> None:
     assert captured.err.startswith("qpass: ")
     assert "did you mean 'w8a8'" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_doctor_says_what_runs(capsys) -> None:
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    assert "kernels" in out
+
+
+def test_doctor_as_json(capsys) -> None:
+    assert run(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"] == torch.__version__
+    assert facts["compiled"] == bool(facts["device"]["kernels"])
+    assert facts["packages"]["transformers"]
+
+
+def test_doctor_says_when_a_package_is_absent(capsys, monkeypatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert run(["doctor"]) == 0
+    assert "absent (models, caches, checkpoints)" in capsys.readouterr().out
