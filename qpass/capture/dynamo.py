@@ -109,10 +109,9 @@ def _adopt_constants(program: Program, module: fx.GraphModule, sources: dict[str
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
             raise CaptureFailed(f"the graph holds {name}, which is no plain tensor")
         sources[name] = value
-        like = read.fake(node)
-        edit.replace(
-            node, edit.add_weight(program, name, Weight(name), value if like is None else like)
-        )
+        # the trace describes constants in another fake mode than values
+        like = edit.fake_like(program, tuple(value.shape), value.dtype)
+        edit.replace(node, edit.add_weight(program, name, Weight(name), like))
 
 
 def _fix_numbers(program: Program) -> None:

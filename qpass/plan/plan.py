@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TypeVar, cast, final
 
 from qpass.errors import BadInput, UnknownName, expect, expect_type
@@ -99,6 +101,25 @@ class Plan:
         """The sha256 of the plan, hexadecimal."""
         text = json.dumps(self.table(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """The plan in a file; one that cannot be read is a BadInput."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"plan {path}: cannot be read ({error})") from error
+        return Plan.read(text)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file, whole or not at all."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part{os.getpid()}")
+        try:
+            part.write_text(self.json(), encoding="utf-8")
+            part.replace(target)
+        except OSError as error:
+            raise BadInput(f"plan {path}: cannot be written ({error.strerror})") from error
 
     @staticmethod
     def read(text: str) -> Plan:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from qpass.ir import Check, Contract, Pass, Program
+from qpass.ir import Check, Contract, Pass, Program, read
 
 # one pass moves float64 values by some thousand roundings of 1e-16; a wrong one by far more
 PASS_LIMIT = 1e-10
@@ -58,12 +58,12 @@ def exact_check(inputs: Sequence[object], limit: float = PASS_LIMIT) -> Check:
         for seen, values in known:
             if seen is program:
                 return values
-        return program.run(*inputs, widen=True)
+        return _values(program, inputs)
 
     def check(step: Pass, before: Program, after: Program) -> str | None:
         if step.contract is not Contract.EXACT:
             return None
-        old, new = outputs(before), after.run(*inputs, widen=True)
+        old, new = outputs(before), _values(after, inputs)
         known[:] = [(before, old), (after, new)]
         error = largest_error(new, old)
         # a comparison with NaN is false, so this order also refuses it
@@ -72,3 +72,16 @@ def exact_check(inputs: Sequence[object], limit: float = PASS_LIMIT) -> Check:
         return None
 
     return check
+
+
+def _values(program: Program, inputs: Sequence[object]) -> tuple[object, ...]:
+    """What a program returns and what it writes, on inputs that keep their values."""
+    written: list[object] = []
+
+    def watch(node: fx.Node, value: object) -> None:
+        if read.writes(node):
+            written.append(value)
+
+    fresh = [given.clone() if isinstance(given, Tensor) else given for given in inputs]
+    returned = program.run(*fresh, widen=True, watch=watch)
+    return (*returned, *written)
