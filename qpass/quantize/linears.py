@@ -1,0 +1,210 @@
+"""Which matrix products and look-ups of a program run on integers, as its plan says."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast, final
+
+import torch
+from torch import Tensor, fx
+
+from qpass import ops
+from qpass.analyze import Matmul, find_matmuls
+from qpass.formats import Integers, QuantSpec
+from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
+from qpass.plan import Quantized, Role
+from qpass.rounding import ROUNDINGS
+from qpass.runtime.packs import Form, Parts, prepared
+
+aten = torch.ops.aten
+qpass = torch.ops.qpass
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AsPacked(Form):
+    """The parts of a `PackedLinear`: codes, row scales, group scales, group offsets.
+
+    `reads` is the axis that the product sums over.
+    """
+
+    spec: QuantSpec
+    rounding: str
+    reads: int
+
+    def make(self, weight: Tensor) -> Parts:
+        weight_nk = weight if self.reads == 1 else weight.T
+        tensor = ROUNDINGS[self.rounding].round(weight_nk, self.spec, {})
+        packed = ops.pack_linear(
+            tensor.codes_nk,
+            tensor.row_scales_n,
+            tensor.group_scales_ng,
+            tensor.group_offsets_ng,
+            bits=self.bits,
+        )
+        return (packed.weight, packed.row_scales, packed.group_scales, packed.group_offsets)
+
+    @property
+    def bits(self) -> int:
+        return 4 if self.spec.codes.bits <= 4 else 8
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AsRows(Form):
+    """Codes `[v, d]` and scales `[v]` of a table whose rows are looked up."""
+
+    spec: QuantSpec
+    rounding: str
+
+    def make(self, weight: Tensor) -> Parts:
+        tensor = ROUNDINGS[self.rounding].round(weight, self.spec, {})
+        return (tensor.codes_nk, tensor.row_scales_n)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prepared(Step):
+    """Make one part of a prepared weight; the parts of one weight are made together, once."""
+
+    weight: Weight
+    form: Form
+    part: int
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return cast("Tensor", prepared(self.weight, self.form, sources)[self.part])
+
+
+@final
+@dataclass(frozen=True)
+class QuantizeLinears(Pass):
+    """Run planned products on packed weights and, where planned, on integer activations.
+
+    Products of one value share the work of quantizing it, an online rotation included.
+    """
+
+    choices: tuple[Quantized, ...]
+    name: str = "quantize_linears"
+    contract: Contract = Contract.QUANTIZES
+
+    def apply(self, program: Program) -> list[Note]:
+        linears = {c.site: c for c in self.choices if c.role is not Role.EMBEDDING}
+        tables = {c.site: c for c in self.choices if c.role is Role.EMBEDDING}
+        rows = _Rows(program)
+        notes: list[Note] = []
+        found: set[tuple[bool, str]] = set()
+        for matmul in find_matmuls(program):
+            site = program.site(matmul.use)
+            if (choice := linears.get(site)) is not None:
+                notes.append(_quantize(program, matmul, choice, rows))
+                found.add((False, site))
+        for node in list(program.graph.nodes):
+            if not read.calls(node, aten.embedding.default):
+                continue
+            table = read.value(node, "weight")
+            if program.weight(table) is None:
+                continue
+            site = program.site(table.name)
+            if (choice := tables.get(site)) is not None:
+                notes.append(_look_up(program, node, table, choice))
+                found.add((True, site))
+        edit.erase_dead(program)
+        absent = [c.site for c in self.choices if (c.role is Role.EMBEDDING, c.site) not in found]
+        return notes + [Note(False, site, "there is no such product or table") for site in absent]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Values as rows of integers: each is quantized once for all products that read it."""
+
+    program: Program
+    made: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = field(default_factory=dict)
+
+    def of(self, value: fx.Node, bits: int, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The codes and scales of `value`; a rotation that makes it is done on the way."""
+        if (value, bits) in self.made:
+            return self.made[value, bits]
+        args: tuple[object, ...] = (value, bits)
+        if read.calls(value, qpass.hadamard.default):
+            signs, factor = read.value(value, "signs"), read.value(value, "factor")
+            args = (read.value(value, "x"), bits, signs, factor, read.integer(value, "power"))
+        both = edit.call(self.program, before, qpass.quantize_rows.default, *args, like=value)
+        codes, scales = (
+            edit.call(self.program, before, operator.getitem, both, i, like=value) for i in (0, 1)
+        )
+        return self.made.setdefault((value, bits), (codes, scales))
+
+
+def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) -> Note:
+    if (why := unpackable(choice.weight) or _unquantizable(choice.activation)) is not None:
+        return Note(False, choice.site, f"left float: {why}")
+    node, value, use = (program.node(name) for name in (matmul.node, matmul.value, matmul.use))
+    shape = read.static_shape(use)
+    if shape is None:
+        return Note(False, choice.site, "left float: its shape is symbolic")
+    form = AsPacked(choice.weight, choice.rounding, matmul.reads)
+    parts = _parts(program, use, form)
+    bias = None if matmul.bias is None else program.node(matmul.bias)
+    sizes = (bias, form.bits, shape[matmul.reads], shape[matmul.writes])
+    if choice.activation is None:
+        new = edit.call(program, node, qpass.linear.real, value, *parts, *sizes, like=node)
+    else:
+        codes, scales = rows.of(value, choice.activation.codes.bits, node)
+        args = (codes, scales, *parts, *sizes, read.dtype(node))
+        new = edit.call(program, node, qpass.linear.codes, *args, like=node)
+    edit.replace(node, new)
+    return Note(True, choice.site, _described(choice))
+
+
+def _look_up(program: Program, node: fx.Node, table: fx.Node, choice: Quantized) -> Note:
+    spec = choice.weight
+    why = unpackable(spec)
+    if spec.grouped or spec.codes.bits > 8:
+        why = "tables are looked up with one scale for each row"
+    if why is not None:
+        return Note(False, choice.site, f"left float: {why}")
+    parts = _parts(program, table, AsRows(spec, choice.rounding))
+    indices = read.value(node, "indices")
+    args = (indices, *parts, read.dtype(node))
+    edit.replace(node, edit.call(program, node, qpass.embedding.default, *args, like=node))
+    return Note(True, choice.site, _described(choice))
+
+
+def _parts(program: Program, use: fx.Node, form: Form) -> list[fx.Node | None]:
+    """A placeholder for each tensor of the prepared weight, in the order operators take them."""
+    weight, owner = program.weights[use.name], program.owners.get(use.name)
+    made: list[fx.Node | None] = []
+    for i, part in enumerate(prepared(weight, form, program.sources)):
+        if part is None:
+            made.append(None)
+            continue
+        like = edit.fake_like(program, tuple(part.shape), part.dtype)
+        step = Weight(None, (Prepared(weight, form, i),))
+        made.append(edit.add_weight(program, f"{use.name}_{i}", step, like, owner))
+    return made
+
+
+def unpackable(spec: QuantSpec) -> str | None:
+    """Why no operator reads weights of this spec, or None."""
+    if not isinstance(spec.codes, Integers) or spec.codes.bits > 8:
+        return f"weights are packed as integers of up to 8 bits, not {spec.format}"
+    if spec.grouped and spec.scale_dtype is not torch.float16:
+        return f"scales of blocks are packed as float16, not {spec.scale_format}"
+    return None
+
+
+def _unquantizable(spec: QuantSpec | None) -> str | None:
+    if spec is None:
+        return None
+    plain = spec.dynamic and spec.symmetric and spec.block == "channel" and spec.axis == -1
+    if not plain or not isinstance(spec.codes, Integers) or not 2 <= spec.codes.bits <= 8:
+        return "activations become integers of 2 to 8 bits with one symmetric scale per token"
+    return None
+
+
+def _described(choice: Quantized) -> str:
+    kept = "float" if choice.activation is None else choice.activation.format
+    return f"weight {choice.weight.format}, activations {kept}"

@@ -1,0 +1,63 @@
+"""Whether a tensor still has the values it had, and how their memory is given back."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import cast, final
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+# its version, and where it lies
+State = tuple[int, int]
+
+
+def state(tensor: Tensor) -> State:
+    """What changes when the values of a tensor do; giving their memory back does not count.
+
+    A write through `.data` is not seen, unless it moves the tensor.
+    """
+    now = stamp(tensor)
+    freed = cast("_Freed | None", _FREED.get(tensor))
+    return freed.before if freed is not None and freed.after == now else now
+
+
+def stamp(tensor: Tensor) -> State:
+    """The version and the place of a tensor, whatever became of its memory."""
+    return (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
+
+
+def free(tensor: Tensor) -> None:
+    """Give back the memory of a CPU tensor: it reads as zeros until it is written again.
+
+    Shape, strides, dtype and identity stay, so that graphs compiled for it remain valid.
+    """
+    size = tensor.untyped_storage().nbytes()
+    if is_freed(tensor) or size == 0:
+        return
+    before = stamp(tensor)
+    # pages that nobody touches take no memory; torch.zeros would touch them, and a storage of
+    # length 0 makes a later read crash the process
+    pages = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    empty = torch.frombuffer(pages, dtype=tensor.dtype)
+    with torch.no_grad():
+        tensor.data = empty.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    _FREED[tensor] = _Freed(before, stamp(tensor))
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's values were given back and not written again since."""
+    freed = cast("_Freed | None", _FREED.get(tensor))
+    return freed is not None and freed.after == stamp(tensor)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Freed:
+    before: State
+    after: State
+
+
+_FREED: WeakIdKeyDictionary = WeakIdKeyDictionary()
