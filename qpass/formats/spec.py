@@ -95,7 +95,9 @@ class QuantSpec:
 
     def per_channel(self) -> QuantSpec:
         """The same grid with one scale per row, which every width supports."""
-        return dataclasses.replace(self, block="channel", scale_format="float32")
+        # an offset is stored with a group's scale, in the precision that groups have
+        scale_format = "float32" if self.symmetric else self.scale_format
+        return dataclasses.replace(self, block="channel", scale_format=scale_format)
 
     def bits_per_weight(self, width: int) -> float:
         """Stored bits for each of the `width` entries of a row, scales and offsets included."""
