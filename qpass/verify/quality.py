@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qpass.errors import BadInput
 from qpass.ir import Step
-from qpass.verify.logits import Batch, compare, logits, text
+from qpass.verify.calls import Batch, logits, text
+from qpass.verify.logits import Expected, compare
 from qpass.verify.scores import Evaluation, Score, summarize
 from qpass.verify.sites import SiteErrors, Taps, replaced, state_megabytes
 
@@ -42,8 +43,8 @@ def evaluate_many(
     """Compare several models with one reference, which runs once for each batch.
 
     A batch is token ids `[b, t]`, a tuple of arguments or a dict of keyword arguments; padding is
-    where its attention mask is 0. At most two batches of logits are in memory. `bases` tells for
-    a model in which basis its modules' outputs are, for the errors of its sites.
+    where its attention mask is 0. Memory holds the logits of one batch four times. `bases` tells
+    for a model in which basis its modules' outputs are, for the errors of its sites.
     """
     changed = bases or {}
     sites = {
@@ -83,14 +84,15 @@ def score_batches(
             words = text(batch)
             tap = Taps(watched, words.real)
             with tap.on(reference):
-                expected = logits(reference, batch)
+                own = logits(reference, batch)
+            expected = Expected.of(own, words)
             scored: dict[str, list[Score]] = {}
             for name, model in models.items():
                 mine = Taps(errors[name].paths if name in errors else (), words.real)
                 with mine.on(model):
                     # the reference itself may be among the models, and need not run again
-                    found = expected if model is reference else logits(model, batch)
-                scored[name] = compare(found, expected, words)
+                    found = own if model is reference else logits(model, batch)
+                scored[name] = compare(found, expected)
                 if name in errors:
                     errors[name].add(mine, tap)
         yield scored
