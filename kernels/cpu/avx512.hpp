@@ -50,8 +50,10 @@ static inline __m512 half16(const uint16_t* p) {
 }
 
 // y * row_scales (* scale) + bias, for the outputs of one block
-static inline void finish16(const Weight& w, int64_t block, __m512 y, __m512 scale, Float type,
-                            void* out, int64_t row) {
+// (a call, so that unrolled callers stay small)
+static __attribute__((noinline, unused)) void finish16(const Weight& w, int64_t block, __m512 y,
+                                                       __m512 scale, Float type, void* out,
+                                                       int64_t row) {
   const int64_t channel = block * kRows;
   const __mmask16 mask = first_lanes(w.n - channel);
   y = _mm512_mul_ps(_mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, w.row_scales + channel)), scale);

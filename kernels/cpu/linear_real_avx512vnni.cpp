@@ -48,55 +48,46 @@ void direct(const LinearReal& c, int64_t row, int64_t block) {
   const float* x = c.padded + row * w.padded_k();
   const __m512 values = decoded(w.zero);
   __m512 total[R][B];
-  for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < B; ++b) total[r][b] = _mm512_setzero_ps();
-  }
+  repeat<R>(
+      QPASS_STEP(auto r) { repeat<B>(QPASS_STEP(auto b) { total[r][b] = _mm512_setzero_ps(); }); });
   for (int64_t g = 0; g < w.groups; ++g) {
     __m512 acc[R][B];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) acc[r][b] = _mm512_setzero_ps();
-    }
+    repeat<R>(
+        QPASS_STEP(auto r) { repeat<B>(QPASS_STEP(auto b) { acc[r][b] = _mm512_setzero_ps(); }); });
     for (int64_t l = 0; l < w.group_lines; ++l, line += kLine, x += w.columns_per_line()) {
       __m512i v[B];
-#pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) {
+      repeat<B>(QPASS_STEP(auto b) {
         const uint8_t* from = line + b * block_bytes;
         v[b] = load_line(from, Bits);
         _mm_prefetch(reinterpret_cast<const char*>(from + B * block_bytes), _MM_HINT_T1);
-      }
-      each_column<Bits, 0>([&](auto j) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) {
+      });
+      each_column<Bits>(QPASS_STEP(auto j) {
+        repeat<B>(QPASS_STEP(auto b) {
           const __m512 q = column<Bits, j.value>(v[b], values);
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
+          repeat<R>(QPASS_STEP(auto r) {
             const __m512 at = _mm512_set1_ps(x[r * w.padded_k() + j.value]);
             acc[r][b] = _mm512_fmadd_ps(q, at, acc[r][b]);
-          }
-        }
+          });
+        });
       });
     }
-#pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) {
+    repeat<B>(QPASS_STEP(auto b) {
       const int64_t at = ((block + b) * w.groups + g) * kRows;
       const __m512 s = w.scales ? half16(w.scales + at) : _mm512_set1_ps(1.0f);
       const __m512 m = w.offsets ? half16(w.offsets + at) : _mm512_setzero_ps();
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
+      repeat<R>(QPASS_STEP(auto r) {
         total[r][b] = _mm512_fmadd_ps(acc[r][b], s, total[r][b]);
-        if (!w.offsets) continue;
+        if (!w.offsets) return;
         const __m512 sum = _mm512_set1_ps(c.sums[(row + r) * w.groups + g]);
         total[r][b] = _mm512_fmadd_ps(sum, m, total[r][b]);
-      }
-    }
+      });
+    });
   }
-  for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < B; ++b) {
+  repeat<R>(QPASS_STEP(auto r) {
+    repeat<B>(QPASS_STEP(auto b) {
       finish16(w, block + b, total[r][b], _mm512_set1_ps(1.0f), c.type, c.out, row + r);
-    }
-  }
+    });
+  });
 }
 
 // one block of weights without its row scales, into one column of the panel
@@ -115,29 +106,21 @@ void panel_tile(const LinearReal& c, const float* panel, int64_t row, int64_t bl
   const int64_t k_end = w.padded_k();
   const float* x = c.padded + row * k_end;
   __m512 acc[R][B];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) acc[r][b] = _mm512_setzero_ps();
-  }
+  repeat<R>(
+      QPASS_STEP(auto r) { repeat<B>(QPASS_STEP(auto b) { acc[r][b] = _mm512_setzero_ps(); }); });
   for (int64_t k = 0; k < k_end; ++k, panel += kPanelWidth) {
     __m512 q[B];
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) q[b] = _mm512_load_ps(panel + b * kRows);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
+    repeat<B>(QPASS_STEP(auto b) { q[b] = _mm512_load_ps(panel + b * kRows); });
+    repeat<R>(QPASS_STEP(auto r) {
       const __m512 at = _mm512_set1_ps(x[r * k_end + k]);
-#pragma GCC unroll 2
-      for (int b = 0; b < B; ++b) acc[r][b] = _mm512_fmadd_ps(q[b], at, acc[r][b]);
-    }
+      repeat<B>(QPASS_STEP(auto b) { acc[r][b] = _mm512_fmadd_ps(q[b], at, acc[r][b]); });
+    });
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) {
+  repeat<R>(QPASS_STEP(auto r) {
+    repeat<B>(QPASS_STEP(auto b) {
       finish16(w, block + b, acc[r][b], _mm512_set1_ps(1.0f), c.type, c.out, row + r);
-    }
-  }
+    });
+  });
 }
 
 template <int B>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "avx512.hpp"
+#include "unroll.hpp"
 
 namespace qpass {
 
@@ -26,18 +27,9 @@ static inline __m512 decoded(int zero) {
   return _mm512_sub_ps(up, _mm512_set1_ps(static_cast<float>(zero)));
 }
 
-// a number that a template can take: the standard library's stays out of these files
-template <int J>
-struct Constant {
-  static constexpr int value = J;
-};
-
-template <int Bits, int J, class F>
+template <int Bits, class F>
 static inline __attribute__((always_inline)) void each_column(const F& f) {
-  if constexpr (J < (Bits == 4 ? 8 : 4)) {
-    f(Constant<J>{});
-    each_column<Bits, J + 1>(f);
-  }
+  repeat<Bits == 4 ? 8 : 4>(f);
 }
 
 // hands every column of a block to f(place in its line, 16 weights without their row scales)
@@ -51,7 +43,7 @@ static inline void decode_columns(const Weight& w, int64_t block, const F& f) {
     const __m512 m = w.offsets ? half16(w.offsets + at) : _mm512_setzero_ps();
     for (int64_t l = 0; l < w.group_lines; ++l, line += kLine) {
       const __m512i v = load_line(line, Bits);
-      each_column<Bits, 0>([&](auto j) __attribute__((always_inline)) {
+      each_column<Bits>(QPASS_STEP(auto j) {
         f(j.value, _mm512_fmadd_ps(column<Bits, j.value>(v, values), s, m));
       });
     }

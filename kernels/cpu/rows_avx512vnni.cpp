@@ -1,6 +1,7 @@
 // Rotating and quantizing a row with AVX-512: butterflies in registers, one pass of products for
 // the factor, then the largest magnitude and the codes while the row is in the nearest cache.
 #include "avx512.hpp"
+#include "unroll.hpp"
 
 namespace qpass {
 namespace {
@@ -21,7 +22,7 @@ int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 size_t scratch(const Rows& c) { return static_cast<size_t>(2 * padded(c.n)) * sizeof(float); }
 
 // butterflies of 2, 4, 8 and 16 lanes, the first `stages` of them
-__m512 lanes(__m512 v, int stages) {
+inline __attribute__((always_inline)) __m512 lanes(__m512 v, int stages) {
   const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-1.0f);
   const auto step = [&](__m512 partner, __mmask16 upper) {
     v = _mm512_fmadd_ps(v, _mm512_mask_mov_ps(one, upper, minus), partner);
@@ -39,23 +40,22 @@ inline __attribute__((always_inline)) void radix(float* x, int64_t vectors, int6
   for (int64_t base = 0; base < vectors; base += R * stride) {
     for (int64_t i = base; i < base + stride; ++i) {
       __m512 v[R];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
+      repeat<R>(QPASS_STEP(auto r) {
         v[r] = _mm512_load_ps(x + (i + r * stride) * 16);
         if (Lanes) v[r] = lanes(v[r], 4);
-      }
-#pragma GCC unroll 4
-      for (int half = 1; half < R; half *= 2) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          if (r & half) continue;
-          const __m512 low = v[r], high = v[r + half];
-          v[r] = _mm512_add_ps(low, high);
-          v[r + half] = _mm512_sub_ps(low, high);
-        }
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) _mm512_store_ps(x + (i + r * stride) * 16, v[r]);
+      });
+      repeat<4>(QPASS_STEP(auto stage) {
+        constexpr int half = 1 << stage.value;
+        repeat<R>(QPASS_STEP(auto r) {
+          constexpr int low = r.value, high = low | half;
+          if constexpr (high < R && low != high) {
+            const __m512 a = v[low], b = v[high];
+            v[low] = _mm512_add_ps(a, b);
+            v[high] = _mm512_sub_ps(a, b);
+          }
+        });
+      });
+      repeat<R>(QPASS_STEP(auto r) { _mm512_store_ps(x + (i + r * stride) * 16, v[r]); });
     }
   }
 }
@@ -84,28 +84,21 @@ inline __attribute__((always_inline)) void mix_tile(const Rows& c, const float* 
                                                     int64_t to, int64_t j) {
   const float* factor = static_cast<const float*>(c.factor) + to;
   __m512 acc[T][S];
-#pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) acc[t][s] = _mm512_setzero_ps();
-  }
+  repeat<T>(
+      QPASS_STEP(auto t) { repeat<S>(QPASS_STEP(auto s) { acc[t][s] = _mm512_setzero_ps(); }); });
   for (int64_t from = 0; from < c.order; ++from, factor += c.order) {
     __m512 v[S];
-#pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) v[s] = _mm512_load_ps(x + from * c.power + j + 16 * s);
-#pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 2
-      for (int s = 0; s < S; ++s) {
+    repeat<S>(QPASS_STEP(auto s) { v[s] = _mm512_load_ps(x + from * c.power + j + 16 * s); });
+    repeat<T>(QPASS_STEP(auto t) {
+      repeat<S>(QPASS_STEP(auto s) {
         acc[t][s] = _mm512_fmadd_ps(v[s], _mm512_set1_ps(factor[t]), acc[t][s]);
-      }
-    }
+      });
+    });
   }
-#pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) _mm512_store_ps(y + (to + t) * c.power + j + 16 * s, acc[t][s]);
-  }
+  repeat<T>(QPASS_STEP(auto t) {
+    repeat<S>(
+        QPASS_STEP(auto s) { _mm512_store_ps(y + (to + t) * c.power + j + 16 * s, acc[t][s]); });
+  });
 }
 
 template <int S>
