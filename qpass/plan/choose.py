@@ -17,6 +17,8 @@ from qpass.rotations import ROTATIONS, Group, Transform
 
 # why a target cannot quantize, or rotate the input of, a product; None where it can
 Refuses = Callable[[Matmul], str | None]
+# the same for the use of a table that is looked up
+RefusesTable = Callable[[str], str | None]
 # the relative output error of each site under a plan, measured or predicted
 Errors = Callable[[Plan], Mapping[str, float]]
 
@@ -27,19 +29,23 @@ def choose(
     *,
     held: Collection[str] = (),
     refuses: Refuses = lambda _: None,
+    refuses_table: RefusesTable = lambda _: None,
+    stored: bool = False,
     errors: Errors | None = None,
 ) -> Plan:
     """Plan `recipe` for a program whose norms are folded.
 
-    Values named in `held` keep their basis. With `rotation = "auto"`, `errors` decides, region by
-    region and site by site; a plan without rotations is always a candidate.
+    Values named in `held` keep their basis. With `stored`, a tensor of a module has one value for
+    all its uses, so a layer that is called twice changes alike in both calls or not at all. With
+    `rotation = "auto"`, `errors` decides, region by region and site by site; a plan without
+    rotations is always a candidate.
     """
     sites = _Sites.of(program, held, refuses)
-    quantized, declined = _quantize(sites, recipe)
+    quantized, declined = _quantize(sites, recipe, refuses_table)
     plan = Plan(recipe, quantized=quantized, declined=declined)
     if recipe.rotation == "off":
         return plan
-    rotated, declined = _rotate(sites, recipe)
+    rotated, declined = _rotate(sites, recipe, stored=stored)
     online, more = _online(sites, recipe, rotated)
     full = replace(
         plan, rotated=rotated, online=online, declined=(*plan.declined, *declined, *more)
@@ -95,7 +101,9 @@ class _Sites:
         return int(shape[matmul.writes]), int(shape[matmul.reads])
 
 
-def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tuple[Declined, ...]]:
+def _quantize(
+    sites: _Sites, recipe: Recipe, refuses_table: RefusesTable
+) -> tuple[tuple[Quantized, ...], tuple[Declined, ...]]:
     quantized: list[Quantized] = []
     declined: list[Declined] = []
     for matmul in sites.matmuls:
@@ -112,10 +120,12 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
             spec = spec.per_channel()
         quantized.append(Quantized(name, storage, spec, recipe.activation, recipe.rounding))
     if (spec := recipe.spec(Storage.EMBEDDING)) is not None:
-        quantized += [
-            Quantized(sites.program.site(use), Storage.EMBEDDING, spec, None, recipe.rounding)
-            for use in find_tables(sites.program)
-        ]
+        for use in find_tables(sites.program):
+            name = sites.program.site(use)
+            if (why := refuses_table(use)) is not None:
+                declined.append(Declined(name, f"not quantized: {why}"))
+                continue
+            quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, recipe.rounding))
     return _once(quantized), tuple(declined)
 
 
@@ -124,7 +134,9 @@ def _once(quantized: Iterable[Quantized]) -> tuple[Quantized, ...]:
     return tuple({q.site: q for q in quantized}.values())
 
 
-def _rotate(sites: _Sites, recipe: Recipe) -> tuple[tuple[Rotated, ...], tuple[Declined, ...]]:
+def _rotate(
+    sites: _Sites, recipe: Recipe, *, stored: bool
+) -> tuple[tuple[Rotated, ...], tuple[Declined, ...]]:
     rotated: list[Rotated] = []
     declined: list[Declined] = []
     free = {m.use for region, _ in sites.regions if region.free for m in sites.readers(region)}
@@ -139,6 +151,10 @@ def _rotate(sites: _Sites, recipe: Recipe) -> tuple[tuple[Rotated, ...], tuple[D
             why = f"{region.pins[0].why} ({region.pins[0].where})"
             declined.append(Declined(region.name, f"not rotated: {why}"))
             continue
+        if stored and (split := _split(sites.program, region)) is not None:
+            why = f"not rotated: {split} is used twice and would change in one place only"
+            declined.append(Declined(region.name, why))
+            continue
         if recipe.keep_tied and (shared := _tied(sites.program, region)) is not None:
             declined.append(Declined(region.name, f"not rotated: {shared} is tied"))
             continue
@@ -150,6 +166,19 @@ def _rotate(sites: _Sites, recipe: Recipe) -> tuple[tuple[Rotated, ...], tuple[D
         transform = Transform(rotation, region.width, recipe.seed, region.heads, lifted)
         rotated.append(Rotated(region.name, transform))
     return tuple(rotated), tuple(declined)
+
+
+def _split(program: Program, region: Region) -> str | None:
+    """A stored tensor that the region changes in some of its uses and not in others."""
+    changed = {(site.use, site.axis, site.block) for site in region.sites}
+    uses: dict[str, list[str]] = {}
+    for use, owner in program.owners.items():
+        uses.setdefault(owner.path, []).append(use)
+    for use, axis, block in changed:
+        owner = program.owners.get(use)
+        if owner is not None and any((u, axis, block) not in changed for u in uses[owner.path]):
+            return owner.path
+    return None
 
 
 def _tied(program: Program, region: Region) -> str | None:
@@ -171,7 +200,9 @@ def _online(
     online: list[Online] = []
     declined: list[Declined] = []
     for matmul in sites.matmuls:
-        if matmul.use in covered:
+        value = sites.program.node(matmul.value)
+        # a layer that transforms its input itself needs no second transform
+        if matmul.use in covered or read.calls(value, torch.ops.qpass.hadamard.default):
             continue
         name, width = sites.name(matmul), sites.shape(matmul)[1]
         why = sites.refuses(matmul) or ROTATIONS[recipe.online].supports(width)

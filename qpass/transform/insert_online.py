@@ -59,9 +59,16 @@ class InsertOnline(Pass):
     contract: Contract = Contract.EXACT
 
     def apply(self, program: Program) -> list[Note]:
-        matmuls = {program.site(m.use): m for m in find_matmuls(program)}
+        # a layer that is called twice is one site with two products, and changes in both
+        matmuls: dict[str, list[Matmul | None]] = {}
+        for matmul in find_matmuls(program):
+            matmuls.setdefault(program.site(matmul.use), []).append(matmul)
         made: dict[tuple[str, Transform], fx.Node] = {}
-        return [self._insert(program, matmuls.get(c.site), c, made) for c in self.choices]
+        return [
+            self._insert(program, matmul, choice, made)
+            for choice in self.choices
+            for matmul in matmuls.get(choice.site, [None])
+        ]
 
     def _insert(
         self,
