@@ -60,8 +60,8 @@ class OnlineTransform(_Fixed):
             raise BadInput(f"{transform} has no fast form, so it cannot run with the model")
         self.transform = transform
         self.power = fast.power
-        self.register_buffer("signs", fast.signs.to(wide), persistent=False)
-        self.register_buffer("factor", fast.factor.to(wide), persistent=False)
+        self.register_buffer("signs", fast.signs.to(wide, copy=True), persistent=False)
+        self.register_buffer("factor", fast.factor.to(wide, copy=True), persistent=False)
 
     def undo(self, weight_nk: Tensor) -> Tensor:
         """`weight @ R.T`: what a weight that absorbed the transform was before."""
@@ -172,14 +172,14 @@ class QuantizedLinear(_Quantized):
         self._hold(packed, bias)
 
     def _hold(self, packed: PackedLinear, bias: Tensor | None) -> None:
-        if bias is not None and bias.dtype is not torch.float64:
+        if bias is not None:
             # as exact as the sums it is added to, whatever the dtype of the module
-            bias = bias.float()
+            bias = bias.detach().to(_wide(bias.dtype), copy=True)
         self.register_buffer("packed_weight", packed.weight, persistent=False)
         self.register_buffer("row_scales", packed.row_scales, persistent=False)
         self.register_buffer("group_scales", packed.group_scales, persistent=False)
         self.register_buffer("group_offsets", packed.group_offsets, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     @property
     def packed(self) -> PackedLinear:
@@ -280,7 +280,7 @@ class QuantizedLinear(_Quantized):
             bits=self.bits,
         )
         bias = tensors.get("bias")
-        self._hold(packed, None if bias is None else bias.clone())
+        self._hold(packed, bias)
 
     def extra_repr(self) -> str:
         activation = "float" if self.activation_bits is None else f"int{self.activation_bits}"
@@ -345,6 +345,7 @@ class RotatedLinear(nn.Module):
         *,
         transform: Transform,
         transposed: bool = False,
+        requires_grad: bool = True,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = rotated_nk.shape
@@ -352,8 +353,8 @@ class RotatedLinear(nn.Module):
             raise BadInput(f"{transform} meets an input of width {self.in_features}")
         self.online = OnlineTransform(transform, rotated_nk.dtype)
         self.transposed = transposed
-        self.rotated = nn.Parameter(rotated_nk.detach())
-        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.rotated = nn.Parameter(rotated_nk.detach().clone(), requires_grad)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad)
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,46 @@
+"""What has been done to a module: a mark that travels with its copies and its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast, final
+
+from torch import nn
+
+from qpass.plan import Plan
+
+FORMAT_VERSION = 1
+# an entry of the module's own dict: copied and pickled with it, no parameter and no submodule
+_KEY = "_qpass_record"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The plans that were carried out, in order, and the tensors that they added to the model.
+
+    `folded` are buffers with the gains and biases that norms had, `biases` are parameters that
+    layers had not.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    quantized: bool = False
+    untied: bool = False
+    folded: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+
+def record_of(model: nn.Module) -> Record:
+    """What has been done to `model`; an empty record for a model that is as it was."""
+    return cast("Record", vars(model).get(_KEY, Record()))
+
+
+def set_record(model: nn.Module, record: Record) -> None:
+    """Mark `model`."""
+    vars(model)[_KEY] = record
+
+
+def clear_record(model: nn.Module) -> None:
+    """Take the mark off again."""
+    vars(model).pop(_KEY, None)

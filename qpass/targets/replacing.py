@@ -1,0 +1,199 @@
+"""Which layers take the place of a module's own, and how they are built from a program."""
+
+# N out_features, K in_features
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, fx, nn
+
+from qpass.analyze import Matmul, find_matmuls, find_tables
+from qpass.errors import Unsupported
+from qpass.formats import Integers, QuantizedTensor
+from qpass.ir import Note, Owner, Program, Weight, read
+from qpass.ops import PackedLinear, pack_linear
+from qpass.plan import Plan, Quantized
+from qpass.rotations import Transform
+from qpass.rounding import ROUNDINGS
+from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.replaceable import refusals
+from qpass.targets.stored import stored_axis
+from qpass.transform.insert_online import SignsOf
+
+# makes codes of a float64 weight [N, K]
+Encode = Callable[[Quantized, Tensor], QuantizedTensor]
+
+
+def nearest(entry: Quantized, weight_nk: Tensor) -> QuantizedTensor:
+    """Codes by the entry's own rounding, where that needs no statistics."""
+    return ROUNDINGS[entry.rounding].round(weight_nk, entry.weight, {})
+
+
+def build_layers(
+    model: nn.Module,
+    before: Program,
+    after: Program,
+    plan: Plan,
+    encode: Encode,
+    notes: list[Note],
+) -> dict[str, nn.Module]:
+    """A layer for each module whose input is transformed or whose weight is quantized, by path."""
+    entries = {entry.site: entry for entry in plan.quantized}
+    nodes = {node.name: node for node in after.graph.nodes}
+    wants: dict[str, tuple[str, _Wanted]] = {}
+    for product in (*find_matmuls(after), *find_tables(after)):
+        use = product if isinstance(product, str) else product.use
+        if (owner := after.owners.get(use)) is None:
+            continue
+        wanted = _Wanted.of(after, product, nodes, entries.get(after.site(use)))
+        if wants.setdefault(owner.module, (use, wanted))[1] != wanted:
+            raise Unsupported(
+                f"{owner.module}: is called twice and would have to differ between its calls\n"
+                "  leave its input and output unrotated"
+            )
+    wants = {path: want for path, want in wants.items() if want[1].changes}
+    refused = refusals(model, before) if wants else {}
+    made: dict[str, nn.Module] = {}
+    for path, (use, wanted) in wants.items():
+        why = refused.get(use)
+        if wanted.transform is not None and isinstance(model.get_submodule(path), RotatedLinear):
+            why = "its input is transformed already"
+        if why is not None:
+            raise Unsupported(
+                f"{after.site(use)}: its module cannot be replaced: {why}\n"
+                "  leave it float, and its input unrotated"
+            )
+        made[path] = _layer(model, after, after.owners[use], wanted, encode)
+        notes.append(Note(True, after.site(use), wanted.text()))
+    return made
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What decides a layer; calls of one module must agree on it."""
+
+    weight: Weight
+    bias: Weight | None
+    reads: int
+    table: bool
+    entry: Quantized | None
+    transform: Transform | None
+
+    @staticmethod
+    def of(
+        after: Program,
+        product: Matmul | str,
+        nodes: Mapping[str, fx.Node],
+        entry: Quantized | None,
+    ) -> _Wanted:
+        if isinstance(product, str):
+            return _Wanted(after.weights[product], None, 1, True, entry, None)
+        weight = after.weights[product.use]
+        bias = None if product.bias is None else after.weights[product.bias]
+        transform = _transform(after, nodes[product.value])
+        return _Wanted(weight, bias, product.reads, False, entry, transform)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the module has to be replaced at all."""
+        return self.entry is not None or self.transform is not None
+
+    def text(self) -> str:
+        online = "" if self.transform is None else f"{self.transform.rotation} online"
+        if self.entry is None:
+            return online
+        spec, activation = self.entry.weight, self.entry.activation
+        stored = f"{spec.format}, block {spec.block}" + ("" if spec.symmetric else ", asymmetric")
+        rows = "" if activation is None else f", rows {activation.format}"
+        return stored + rows + (f", {online}" if online else "")
+
+
+def _layer(
+    model: nn.Module, after: Program, owner: Owner, wanted: _Wanted, encode: Encode
+) -> nn.Module:
+    module = model.get_submodule(owner.module)
+    stored = held(module)[owner.attribute]
+    assert stored is not None
+    transform = wanted.transform
+    transposed = stored_axis(owner, wanted.reads) == 0
+    if isinstance(module, RotatedLinear):
+        transform, transposed = module.online.transform, module.transposed
+    value = wanted.weight.evaluate(after.sources)
+    value_nk = value if wanted.reads == 1 else value.mT.contiguous()
+    bias = None if wanted.bias is None else wanted.bias.evaluate(after.sources)
+    if wanted.entry is None:
+        assert transform is not None
+        return RotatedLinear(
+            value_nk.to(stored.dtype),
+            None if bias is None else bias.to(stored.dtype),
+            transform=transform,
+            transposed=transposed,
+            requires_grad=stored.requires_grad,
+        )
+    codes = encode(wanted.entry, value_nk)
+    if wanted.table:
+        return _embedding(module, owner, codes, stored.dtype)
+    return QuantizedLinear(
+        packed(codes, owner.path),
+        bias,
+        dtype=stored.dtype,
+        activation_bits=_activation_bits(wanted.entry),
+        transform=transform,
+        transposed=transposed,
+    )
+
+
+def _embedding(
+    module: nn.Module, owner: Owner, codes: QuantizedTensor, dtype: torch.dtype
+) -> QuantizedEmbedding:
+    if codes.group_scales_ng is not None or codes.codes_nk.dtype is not torch.int8:
+        raise Unsupported(
+            f"{owner.path}: a table is stored as int8 codes with one scale a row, not {codes.spec}"
+        )
+    padding = module.padding_idx if isinstance(module, nn.Embedding) else None
+    return QuantizedEmbedding(codes.codes_nk, codes.row_scales_n, dtype=dtype, padding_idx=padding)
+
+
+def packed(tensor: QuantizedTensor, where: str) -> PackedLinear:
+    """The weight as the operators take it; raises `Unsupported` where they cannot."""
+    spec = tensor.spec
+    if not isinstance(spec.codes, Integers):
+        raise Unsupported(f"{where}: no operator takes {spec.format} codes; use an integer format")
+    for values in (tensor.group_scales_ng, tensor.group_offsets_ng):
+        # the operators read scales of groups as float16
+        if values is not None and not torch.equal(values.half().to(values.dtype), values):
+            raise Unsupported(
+                f"{where}: its {spec.scale_format} scales of groups do not fit float16\n"
+                '  set scale_format = "float16"'
+            )
+    bits = 4 if spec.codes.bits <= 4 else 8
+    scales, offsets = tensor.group_scales_ng, tensor.group_offsets_ng
+    return pack_linear(tensor.codes_nk, tensor.row_scales_n, scales, offsets, bits=bits)
+
+
+def _activation_bits(entry: Quantized) -> int | None:
+    if entry.activation is None:
+        return None
+    codes = entry.activation.codes
+    if not isinstance(codes, Integers) or codes.bits > 8:
+        raise Unsupported(f"{entry.site}: no operator takes {codes.name} rows")
+    return codes.bits
+
+
+def _transform(after: Program, value: fx.Node) -> Transform | None:
+    """The transform that was inserted in front of a product."""
+    if not read.calls(value, torch.ops.qpass.hadamard.default):
+        return None
+    weight = after.weight(read.value(value, "signs"))
+    first = weight.steps[0] if weight is not None and weight.steps else None
+    return first.transform if isinstance(first, SignsOf) else None
+
+
+def held(module: nn.Module) -> dict[str, Tensor | None]:
+    """The tensors that a module holds itself, absent ones included."""
+    return {**module._parameters, **module._buffers}
