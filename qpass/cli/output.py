@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from qpass.errors import BadInput
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -23,3 +27,15 @@ def emit(result: Mapping[str, object], *, as_json: bool) -> None:
             show(value)
         elif isinstance(value, str):
             sys.stdout.write(f"{value}\n")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BadInput unless `folder` is, or can become, a directory that takes files."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; the output is a directory")
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        # permissions alone do not tell: file systems can be read-only, and root passes every check
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}: {nearest}") from error

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from qpass.cli.main import run
+from qpass.cli.output import check_folder
+from qpass.errors import BadInput
 from qpass.plan import Recipe, preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +98,21 @@ def test_doctor_says_when_a_package_is_absent(capsys, monkeypatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert run(["doctor"]) == 0
     assert "absent (models, caches, checkpoints)" in capsys.readouterr().out
+
+
+def test_folders_that_can_be_written_pass(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "a" / "b", Path("relative"), Path()):
+        check_folder(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="is a file"):
+        check_folder(tmp_path / "file")
+    with pytest.raises(BadInput, match="cannot be written"):
+        check_folder(tmp_path / "file" / "below")
+    if Path("/proc/self").is_dir():
+        with pytest.raises(BadInput, match="cannot be written"):
+            check_folder(Path("/proc/self/qpass"))
