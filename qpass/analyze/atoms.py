@@ -62,6 +62,11 @@ def fresh(size: Size) -> Axis:
     return () if size == 1 else (Ref(Atom(size)),)
 
 
+def empty(axis: Axis) -> bool:
+    """Whether an axis has no entries."""
+    return any(find(ref).atom.size == 0 for ref in axis)
+
+
 def find(ref: Ref) -> Ref:
     """The atom that stands for everything tied to this one."""
     atom, dual = ref.atom, ref.dual

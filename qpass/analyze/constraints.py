@@ -10,13 +10,12 @@ from typing import final
 from torch import fx
 
 from qpass.analyze.atoms import (
-    Atom,
     Axis,
     Mismatch,
-    Ref,
     Size,
     as_one,
     cut,
+    empty,
     fresh,
     join,
     regroup,
@@ -79,8 +78,10 @@ class Constraints:
     # -- what rules may say
 
     def give(self, node: fx.Node, layout: Sequence[Axis]) -> None:
-        """The axes of a value just made."""
+        """The axes of a value just made; they keep their basis if it holds no real numbers."""
         self.layouts[node] = tuple(layout)
+        if not read.is_floating(node):
+            self.pin_all(node, "holds no real numbers")
 
     def give_fresh(self, node: fx.Node) -> Layout:
         """New axes, tied to nothing."""
@@ -132,6 +133,8 @@ class Constraints:
 
     def view(self, source: Layout, shape: Sequence[Size]) -> Layout:
         """The entries of `source` in another shape."""
+        if any(map(empty, source)):
+            return self._lost(source, shape, "has no entries")
         try:
             return tuple(regroup(source, shape))
         except Mismatch as mismatch:
@@ -139,6 +142,8 @@ class Constraints:
 
     def slice(self, axis: Axis, start: int, stop: int) -> Axis:
         """The entries `start` to `stop` of an axis."""
+        if start >= stop:
+            return fresh(0)
         try:
             return cut(axis, start, stop)
         except Mismatch as mismatch:
@@ -146,19 +151,14 @@ class Constraints:
             return lost
 
     def concatenate(self, axes: Sequence[Axis], total: Size) -> Axis:
-        """Axes one after another."""
-        try:
-            return join([as_one(axis) if axis else _one() for axis in axes])
-        except Mismatch as mismatch:
-            (lost,) = self._lost(axes, (total,), str(mismatch))
-            return lost
+        """Axes one after another; those of no entries add nothing."""
+        filled = [axis for axis in axes if not empty(axis)]
+        if not filled:
+            return fresh(total)
+        return filled[0] if len(filled) == 1 else join([as_one(axis) for axis in filled])
 
     def _lost(self, sources: Sequence[Axis], shape: Sequence[Size], why: str) -> Layout:
         out = tuple(fresh(size) for size in shape)
         for axis in (*sources, *out):
             self.pin(axis, why)
         return out
-
-
-def _one() -> Ref:
-    return Ref(Atom(1))

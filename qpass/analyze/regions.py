@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
 
@@ -64,7 +64,7 @@ def find_regions(
 
     Graph inputs and outputs keep their basis, and so do the values named in `held`.
     """
-    return _solve(collect(program, group, held=held))
+    return _regions(collect(program, group, held=held))
 
 
 def collect(
@@ -103,33 +103,63 @@ def _apply(node: fx.Node, c: Constraints) -> None:
         c.pin_all(node, why)
 
 
-def _solve(c: Constraints) -> tuple[Region, ...]:
-    where = _Placed(c)
-    pins: dict[Atom, list[Pin]] = {}
-    for held in c.held:
-        for place in placements(held.axis):
-            pins.setdefault(place.leaf.atom, []).append(held.pin)
-    mixed = [
-        (_leaves(layout[i]), frozenset[Atom]().union(*(_leaves(a) for a in layout)))
-        for layout, i in c.mixed
-    ]
+@final
+class Solution:
+    """What the rules' events say about each leaf, once every atom is split as far as it will be."""
+
+    def __init__(self, c: Constraints) -> None:
+        self.placed = _Placed(c)
+        self.pins: dict[Atom, list[Pin]] = {}
+        for held in c.held:
+            for place in placements(held.axis):
+                self.pins.setdefault(place.leaf.atom, []).append(held.pin)
+        self._mixed = [
+            (_leaves(layout[i]), frozenset[Atom]().union(*(_leaves(a) for a in layout)))
+            for layout, i in c.mixed
+        ]
+
+    @property
+    def leaves(self) -> tuple[Atom, ...]:
+        """Every leaf of a real tensor that has more than one coordinate."""
+        found = dict.fromkeys((*self.placed.sites, *self.placed.spans))
+        return tuple(leaf for leaf in found if isinstance(leaf.size, int) and leaf.size > 1)
+
+    def head(self, leaf: Atom) -> Atom | None:
+        """The factor that may pick a different matrix per entry: present wherever the leaf is."""
+        candidates = [
+            atom
+            for atom in self.placed.company.get(leaf, ())
+            if isinstance(atom.size, int)
+            and not any(
+                atom in axis and leaf in value and leaf not in axis for axis, value in self._mixed
+            )
+        ]
+        return max(candidates, key=lambda atom: int(atom.size), default=None)  # type: ignore[arg-type]
+
+
+def solve(c: Constraints) -> Solution:
+    """Resolve what was collected to leaves."""
+    return Solution(c)
+
+
+def _regions(c: Constraints) -> tuple[Region, ...]:
+    solution = Solution(c)
+    placed = solution.placed
     regions: list[Region] = []
-    for leaf, sites in where.sites.items():
-        if leaf not in where.spans:
+    for leaf in solution.leaves:
+        if leaf not in placed.sites or leaf not in placed.spans:
             continue
-        head = _head(leaf, where, mixed)
-        made = [_site(c, use, axis, place, head) for use, axis, place in sites]
-        if not isinstance(leaf.size, int):
-            continue
+        head = solution.head(leaf)
+        made = [_site(c, use, axis, place, head) for use, axis, place in placed.sites[leaf]]
         regions.append(
             Region(
                 name=_name(c.program, made[0]),
                 group=c.group,
-                width=leaf.size,
-                heads=1 if head is None or not isinstance(head.size, int) else head.size,
+                width=int(leaf.size),
+                heads=1 if head is None else int(head.size),
                 sites=tuple(made),
-                spans=tuple(dict.fromkeys(where.spans.get(leaf, ()))),
-                pins=tuple(dict.fromkeys(pins.get(leaf, ()))),
+                spans=tuple(dict.fromkeys(placed.spans[leaf])),
+                pins=tuple(dict.fromkeys(solution.pins.get(leaf, ()))),
             )
         )
     return tuple(regions)
@@ -177,19 +207,6 @@ class _Placed:
 
 def _leaves(axis: Axis) -> frozenset[Atom]:
     return frozenset(place.leaf.atom for place in placements(axis))
-
-
-def _head(
-    leaf: Atom, where: _Placed, mixed: Iterable[tuple[frozenset[Atom], frozenset[Atom]]]
-) -> Atom | None:
-    """The factor that may pick a different matrix per entry: present wherever the leaf is."""
-    candidates = [
-        atom
-        for atom in where.company.get(leaf, ())
-        if isinstance(atom.size, int)
-        and not any(atom in axis and leaf in value and leaf not in axis for axis, value in mixed)
-    ]
-    return max(candidates, key=lambda atom: int(atom.size), default=None)  # type: ignore[arg-type]
 
 
 def _site(c: Constraints, node: fx.Node, axis: int, place: Placement, head: Atom | None) -> Site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qpass.analyze.atoms import Axis, fresh, size_of
+from qpass.analyze.atoms import Axis, Size, fresh, size_of
 from qpass.analyze.constraints import Constraints
 from qpass.analyze.rules.base import rule
 from qpass.ir import read
@@ -21,24 +21,42 @@ def _attention(node: fx.Node, c: Constraints) -> None:
     q_bse, k_bte, v_btf = c.layout(q), c.layout(k), c.layout(v)
     c.contract(q_bse, -1, k_bte, -1)
     c.contract(k_bte, -2, v_btf, -2)
-    for i in range(len(q_bse) - 2):
-        c.tie(k_bte[i], v_btf[i])
-        c.tie(q_bse[i], _repeated(q, k, i, k_bte[i], c))
-        c.limit(q_bse[i], "attention runs head by head", Group.PERMUTATION)
-    for axis in (q_bse[-2], k_bte[-2]):
-        c.pin(axis, "attention orders positions")
-    if (mask := read.optional_value(node, "attn_mask")) is not None and mask in c.layouts:
-        c.pin_all(mask, "masks attention")
-        if len(c.layout(mask)) > 2 and c.layout(mask)[-3]:
-            c.pin(q_bse[-3], "the mask differs from head to head")
-    c.give(node, (*q_bse[:-1], v_btf[-1]))
+    batch = [_batch(node, i, c) for i in range(len(read.shape(node)) - 2)]
+    scores = (*batch, q_bse[-2], k_bte[-2])
+    if (mask := read.optional_value(node, "attn_mask")) is not None:
+        for axis, own in zip(reversed(scores), reversed(c.layout(mask)), strict=False):
+            if own:
+                c.tie(axis, own)
+    for axis in scores:
+        c.limit(axis, "attention weighs each entry by itself", Group.PERMUTATION)
+    if read.argument(node, "is_causal") is True:
+        c.pin(scores[-2], "attention orders positions")
+        c.pin(scores[-1], "attention orders positions")
+    c.give(node, (*batch, q_bse[-2], v_btf[-1]))
+    if read.number(node, "dropout_p") != 0:
+        for touched in (q, k, v, node):
+            c.pin_all(touched, "drops entries at random")
 
 
-def _repeated(q: fx.Node, k: fx.Node, dim: int, heads: Axis, c: Constraints) -> Axis:
-    """The key heads as the queries see them: each repeated over its group."""
-    many, few = size_of(read.shape(q)[dim]), size_of(read.shape(k)[dim])
-    if many == few or not isinstance(many, int) or not isinstance(few, int):
-        return heads
-    repeat = fresh(many // few)
-    c.limit(repeat, "repeats one head", Group.PERMUTATION)
-    return (*heads, *repeat)
+def _batch(node: fx.Node, dim: int, c: Constraints) -> Axis:
+    """An axis of the result before the last two; an operand may repeat its entries along it."""
+    size = size_of(read.shape(node)[dim])
+    operands = [read.value(node, name) for name in ("query", "key", "value")]
+    own = [(size_of(read.shape(x)[dim]), c.layout(x)[dim]) for x in operands]
+    out = next((axis for n, axis in own if n == size), fresh(size))
+    for n, axis in own:
+        if (seen := _seen(n, axis, size)) is None:
+            c.pin(axis, "is repeated a number of times only known at run time")
+            c.pin(out, "is repeated a number of times only known at run time")
+        elif seen:
+            c.tie(out, seen)
+    return out
+
+
+def _seen(few: Size, axis: Axis, many: Size) -> Axis | None:
+    """An operand's axis as the result sees it: each entry once, or several times in a row."""
+    if few in (many, 1):
+        return axis
+    if isinstance(few, int) and isinstance(many, int) and many % few == 0:
+        return (*axis, *fresh(many // few))
+    return None

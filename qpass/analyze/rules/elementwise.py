@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import fx
 
@@ -17,29 +20,46 @@ aten = torch.ops.aten
 @rule(
     aten.silu.default,
     aten.gelu.default,
-    aten.tanh.default,
     aten.sigmoid.default,
     aten.softplus.default,
     aten.exp.default,
     aten.cos.default,
-    aten.sin.default,
     aten.rsqrt.default,
     aten.sqrt.default,
-    aten.reciprocal.default,
-    aten.pow.Tensor_Scalar,
-    aten.abs.default,
     aten.elu.default,
     aten.mish.default,
     aten.hardswish.default,
-    aten.clamp.default,
 )
 def _nonlinear(node: fx.Node, c: Constraints) -> None:
     _unary(node, c, Group.PERMUTATION)
 
 
-@rule(aten.relu.default, aten.leaky_relu.default)
+@rule(aten.relu.default, aten.leaky_relu.default, aten.abs.default)
 def _homogeneous(node: fx.Node, c: Constraints) -> None:
     _unary(node, c, Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+
+
+@rule(aten.tanh.default, aten.sin.default, aten.reciprocal.default)
+def _odd(node: fx.Node, c: Constraints) -> None:
+    _unary(node, c, Group.PERMUTATION, Group.SIGNS)
+
+
+@rule(aten.pow.Tensor_Scalar)
+def _power(node: fx.Node, c: Constraints) -> None:
+    exponent = read.number(node, "exponent")
+    odd = exponent is not None and exponent % 2 == 1
+    _unary(node, c, Group.PERMUTATION, *([Group.SIGNS] if odd else []))
+
+
+@rule(aten.clamp.default)
+def _clamp(node: fx.Node, c: Constraints) -> None:
+    low, high = read.argument(node, "min"), read.argument(node, "max")
+    if (low, high) in ((0, None), (None, 0)):
+        _unary(node, c, Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+    elif isinstance(low, int | float) and isinstance(high, int | float) and low == -high:
+        _unary(node, c, Group.PERMUTATION, Group.SIGNS)
+    else:
+        _unary(node, c, Group.PERMUTATION)
 
 
 def _unary(node: fx.Node, c: Constraints, *groups: Group) -> None:
@@ -109,9 +129,13 @@ def _softmax(node: fx.Node, c: Constraints) -> None:
 
 @rule(aten.mean.dim, aten.sum.dim_IntList)
 def _reduce(node: fx.Node, c: Constraints) -> None:
-    layout = c.layout(read.value(node, "self"))
-    dims = {int(str(d)) % len(layout) for d in read.sizes(node, "dim")}
-    dims = dims or set(range(len(layout)))
+    source = read.value(node, "self")
+    if not _real(source, node):
+        _pin_both(node, c, "is summed as integers")
+        return
+    layout = c.layout(source)
+    given = read.argument(node, "dim") or range(len(layout))
+    dims = {int(d) % len(layout) for d in cast("Sequence[int]", given)}
     keep = read.argument(node, "keepdim") is True
     for dim in dims:
         c.limit(layout[dim], "is summed over", Group.ORTHOGONAL_ONES)

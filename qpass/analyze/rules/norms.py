@@ -27,17 +27,18 @@ def _layer_norm(node: fx.Node, c: Constraints) -> None:
 def _norm(node: fx.Node, c: Constraints, what: str, core: Group) -> None:
     layout = c.layout(read.value(node, "input"))
     first = len(layout) - len(read.sizes(node, "normalized_shape"))
-    affine = [
-        weight
-        for name, neutral in (("weight", Ones), ("bias", Zeros))
-        if (weight := _affine(node, name)) is not None and not _is_new(weight, neutral, c)
-    ]
+    gain, bias = _affine(node, "weight", Ones, c), _affine(node, "bias", Zeros, c)
+    # without a bias, a row's sign passes through
+    rows = (Group.PERMUTATION,) if bias else (Group.PERMUTATION, Group.SIGNS)
+    for axis in layout[:first]:
+        c.limit(axis, "each row is normalised by itself", *rows)
     for dim in range(first, len(layout)):
         c.mix(layout, dim)
+    affine = [weight for weight in (gain, bias) if weight is not None]
     if not affine and c.allows(core):
         c.give(node, layout)
         return
-    if affine and c.allows(Group.PERMUTATION):
+    if c.allows(Group.PERMUTATION):
         _tie_affine(layout[first:], affine, c)
         c.give(node, layout)
         return
@@ -45,22 +46,25 @@ def _norm(node: fx.Node, c: Constraints, what: str, core: Group) -> None:
     out = [*layout[:first], *(fresh(size_of(s)) for s in read.shape(node)[first:])]
     for axis in layout[first:]:
         c.pin(axis, why)
-    if affine and c.allows(Group.DIAGONAL):
-        # the gain writes its output: a diagonal change of the output is a change of the gain
-        _tie_affine(tuple(out[first:]), affine, c)
-    else:
+    if gain is None or not c.allows(Group.DIAGONAL):
         for axis in out[first:]:
             c.pin(axis, why)
+    # the gain writes the output: a diagonal change of the output is a change of the gain
+    _tie_affine(tuple(out[first:]), affine, c)
     c.give(node, out)
 
 
-def _affine(node: fx.Node, name: str) -> fx.Node | None:
+def _affine(node: fx.Node, name: str, neutral: type, c: Constraints) -> fx.Node | None:
+    """A gain or bias, unless it is all ones or zeros because it was folded away."""
     declared = {a.name for a in getattr(node.target, "_schema").arguments}  # noqa: B009
-    return read.optional_value(node, name) if name in declared else None
+    weight = read.optional_value(node, name) if name in declared else None
+    if weight is None or not _is_new(weight, neutral, c):
+        return weight
+    c.pin_all(weight, "was folded away")
+    return None
 
 
 def _is_new(weight: fx.Node, neutral: type, c: Constraints) -> bool:
-    """Whether a gain is all ones or a bias all zeros, because it was folded away."""
     known = c.program.weight(weight)
     return known is not None and bool(known.steps) and isinstance(known.steps[-1], neutral)
 

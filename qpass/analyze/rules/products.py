@@ -9,8 +9,11 @@ from qpass.analyze.constraints import Constraints, Layout
 from qpass.analyze.rules.base import rule
 from qpass.analyze.rules.broadcast import merge
 from qpass.ir import read
+from qpass.rotations import Group
 
 aten = torch.ops.aten
+
+_CONSTANT = "one value is added to every entry"
 
 
 @rule(aten.linear.default)
@@ -19,9 +22,10 @@ def _linear(node: fx.Node, c: Constraints) -> None:
     values, matrix = c.layout(x), c.layout(weight)
     c.contract(values, -1, matrix, -1)
     c.absorb(weight, len(matrix) - 1)
+    out = (*values[:-1], *matrix[:-1])
     if (bias := read.optional_value(node, "bias")) is not None:
-        c.tie(matrix[0], c.layout(bias)[0])
-    c.give(node, (*values[:-1], *matrix[:-1]))
+        out = merge(c, out, c.layout(bias), constant=_CONSTANT)
+    c.give(node, out)
 
 
 @rule(aten.addmm.default)
@@ -31,7 +35,7 @@ def _addmm(node: fx.Node, c: Constraints) -> None:
     a, b = c.layout(left), c.layout(right)
     _contract(left, right, c)
     out = (a[0], b[1])
-    c.give(node, merge(c, out, c.layout(added), constant="is added to every entry"))
+    c.give(node, merge(c, out, c.layout(added), constant=_CONSTANT))
 
 
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default)
@@ -42,7 +46,10 @@ def _matmul(node: fx.Node, c: Constraints) -> None:
     _contract(left, right, c)
     rows: Layout = a[-2:-1]
     columns: Layout = b[-1:] if len(b) > 1 else ()
-    # a batch axis keeps its meaning on both sides: entries of one meet entries of the other
+    for x, y in zip(reversed(a[:-2]), reversed(b[:-2]), strict=False):
+        if x and y:
+            c.limit(x, "each entry of one meets the same entry of the other", Group.PERMUTATION)
+            c.limit(y, "each entry of one meets the same entry of the other", Group.PERMUTATION)
     batch = merge(c, a[:-2], b[:-2], constant=None)
     c.give(node, (*batch, *rows, *columns))
 

@@ -42,13 +42,14 @@ def _permute(node: fx.Node, c: Constraints) -> None:
     rank = len(layout)
     if node.target is aten.permute.default:
         order = [int(cast("int", d)) % rank for d in read.sizes(node, "dims")]
-    else:
+    elif node.target is aten.transpose.int and rank:
         order = list(range(rank))
-        if node.target is aten.transpose.int:
-            a, b = read.integer(node, "dim0") % rank, read.integer(node, "dim1") % rank
-        else:
-            a, b = (rank - 2, rank - 1) if rank > 1 else (0, 0)
+        a, b = read.integer(node, "dim0") % rank, read.integer(node, "dim1") % rank
         order[a], order[b] = order[b], order[a]
+    elif node.target is aten.mT.default:
+        order = [*range(rank - 2), rank - 1, rank - 2]
+    else:
+        order = list(reversed(range(rank)))
     c.give(node, [layout[d] for d in order])
 
 
@@ -137,8 +138,12 @@ def _take(node: fx.Node, c: Constraints) -> None:
 
 @rule(aten.cat.default, aten.stack.default)
 def _cat(node: fx.Node, c: Constraints) -> None:
-    parts = [n for n in read.values(node, "tensors") if read.shape(n) != (0,)]
     shape = _shape(node)
+    # a vector without entries may be joined to anything
+    parts = [n for n in read.values(node, "tensors") if read.shape(n) != (0,)]
+    if not parts:
+        c.give_fresh(node)
+        return
     dim = read.integer(node, "dim") % len(shape)
     layouts = [list(c.layout(part)) for part in parts]
     if node.target is aten.stack.default:
@@ -163,7 +168,6 @@ def _cat(node: fx.Node, c: Constraints) -> None:
     aten.alias.default,
     aten.detach.default,
     aten.lift_fresh_copy.default,
-    aten.dropout.default,
 )
 def _copy(node: fx.Node, c: Constraints) -> None:
     source = next(iter(node.all_input_nodes))
@@ -173,6 +177,14 @@ def _copy(node: fx.Node, c: Constraints) -> None:
     c.pin_all(source, "is converted to or from integers")
     c.give_fresh(node)
     c.pin_all(node, "is converted to or from integers")
+
+
+@rule(aten.dropout.default)
+def _dropout(node: fx.Node, c: Constraints) -> None:
+    source = read.value(node, "input")
+    c.give(node, c.layout(source))
+    if read.argument(node, "train"):
+        c.pin_all(source, "drops entries at random")
 
 
 def _shape(node: fx.Node) -> tuple[Size, ...]:

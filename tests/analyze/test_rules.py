@@ -1,0 +1,152 @@
+"""Does every operator do to a basis what its rule claims: no less, and no more?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from qpass.analyze.atoms import Atom, placements
+from qpass.analyze.constraints import Constraints
+from qpass.analyze.regions import Solution, collect, solve
+from qpass.analyze.rules.base import ruled_operators
+from qpass.rotations import Group
+from qpass.rotations.elements import contains
+from tests.analyze import draw_products, draw_views
+from tests.analyze.calls import Call
+from tests.analyze.changes import Change, element
+from tests.analyze.draws import DRAWS, calls
+
+# each of these says how its operators are drawn
+__all__ = ["draw_products", "draw_views"]
+
+aten = torch.ops.aten
+
+# a true claim measures below 1e-14 here, a false one above 1e-4
+LIMIT = 1e-10
+EXAMPLES = 12
+
+# what a rule refuses although it would hold, and why nobody needs it
+CONSERVATIVE: dict[tuple[object, str], str] = {
+    (aten.rms_norm.default, "was folded away"): "all ones, permuted or not",
+    (aten.layer_norm.default, "was folded away"): "all ones or zeros, permuted or not",
+}
+
+# each group with the smallest that contain it
+STEPS = [
+    (small, large)
+    for small in Group
+    for large in Group
+    if small < large and not any(small < between < large for between in Group)
+]
+PLANES = (Group.PLANE_ROTATIONS, Group.PLANE_SCALES, Group.ROPE_PLANES)
+
+
+examples = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.generate])
+
+
+class Claims:
+    """What the rule says about one call under one group."""
+
+    def __init__(self, call: Call, group: Group, *, weights: bool = True) -> None:
+        self.call = call
+        self.program, self.uses, self.results = call.program()
+        if not weights:
+            self.program.weights = {
+                name: weight for name, weight in self.program.weights.items() if weight.steps
+            }
+        self.constraints: Constraints = collect(self.program, group, boundary=False)
+        self.solution: Solution = solve(self.constraints)
+        self.group = group
+        self.wanted = call.run()
+
+    def free(self) -> list[Atom]:
+        """The leaves that may change under the group."""
+        odd = lambda leaf: self.group in PLANES and leaf.size % 2  # noqa: E731
+        return [a for a in self.solution.leaves if not self.solution.pins.get(a) and not odd(a)]
+
+    def holds(self, change: Change) -> bool:
+        """Whether changing the operands and undoing it on the results changes nothing."""
+        layouts = self.constraints.layouts
+        changed = {
+            id(x): change.apply(x, layouts[use]) if x.is_floating_point() else x
+            for x, use in zip(self.call.operands(), self.uses, strict=True)
+        }
+        got = self.call.run(changed)
+        for want, made, node in zip(self.wanted, got, self.results, strict=True):
+            if not want.is_floating_point():
+                if not torch.equal(want, made):
+                    return False
+                continue
+            undone = change.apply(made, layouts[node], undo=True)
+            scale = max(float(want.abs().max()), 1.0) if want.numel() else 1.0
+            if not bool(((undone - want).abs() <= LIMIT * scale).all()):
+                return False
+        return True
+
+    def where(self, leaf: Atom) -> frozenset[tuple[object, ...]]:
+        """Where a leaf lies: what recognises it under another group."""
+        return frozenset(
+            (node.name, i, place.offset, place.stride, leaf.size)
+            for node in (*self.uses, *self.results)
+            for i, axis in enumerate(self.constraints.layouts[node])
+            for place in placements(axis)
+            if place.leaf.atom is leaf
+        )
+
+
+@pytest.mark.parametrize("target", ruled_operators(), ids=str)
+def test_every_rule_is_drawn(target: object) -> None:
+    assert target in DRAWS, f"{target} has a rule and no draw in tests/analyze/draws.py"
+
+
+@pytest.mark.parametrize("target", ruled_operators(), ids=str)
+@examples
+@given(data=st.data())
+def test_a_rule_claims_nothing_false(target: object, data: st.DataObject) -> None:
+    call = data.draw(calls(target))
+    weights = data.draw(st.booleans())
+    for group in Group:
+        claims = Claims(call, group, weights=weights)
+        for i, leaf in enumerate(claims.free()):
+            change = element(group, leaf, claims.solution.head(leaf), seed=i)
+            assert claims.holds(change), f"{group} of {claims.where(leaf)}"
+
+
+@pytest.mark.parametrize("target", ruled_operators(), ids=str)
+def test_a_rule_refuses_nothing_true(target: object) -> None:
+    held: set[tuple[str, Group]] = set()
+    broke: set[tuple[str, Group]] = set()
+
+    @examples
+    @given(call=calls(target))
+    def try_refused(call: Call) -> None:
+        claims = {group: Claims(call, group) for group in Group}
+        for small, large in STEPS:
+            for change, whys in refused(claims[small], claims[large]):
+                (held if claims[small].holds(change) else broke).update((w, large) for w in whys)
+
+    try_refused()
+    for why, group in held - broke:
+        assert (target, why) in CONSERVATIVE, f"{why!r} refuses {group}, which works"
+
+
+def refused(small: Claims, large: Claims) -> Iterator[tuple[Change, set[str]]]:
+    """Changes by the larger group where only the smaller is granted, and why they are refused."""
+    pinned = {large.where(leaf): leaf for leaf in large.solution.leaves}
+    for i, leaf in enumerate(small.solution.leaves):
+        twin = pinned.get(small.where(leaf))
+        if twin is None or not (pins := large.solution.pins.get(twin)):
+            continue
+        if (small.group is not Group.IDENTITY and small.solution.pins.get(leaf)) or (
+            large.group in PLANES and leaf.size % 2
+        ):
+            continue
+        for seed in range(i, i + 9):
+            change = element(large.group, leaf, None, seed)
+            if not contains(small.group, change.matrices[0]):
+                yield change, {pin.why for pin in pins}
+                break
