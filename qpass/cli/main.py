@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from qpass.cli.bench import bench
 from qpass.cli.doctor import doctor
 from qpass.cli.recipes import recipes
 from qpass.errors import QpassError
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (recipes, doctor):
+for command in (bench, recipes, doctor):
     app.command()(command)
 
 

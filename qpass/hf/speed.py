@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
 from qpass.errors import BadInput
@@ -65,6 +65,21 @@ def measure(
                 runs[name].append(_run(model, rooms[name], prompt, new_tokens))
     progress("compile and time", total, total)
     return {name: _median(taken[1:], prompt.shape[1]) for name, taken in runs.items()}
+
+
+def causal(name: str, model: nn.Module) -> PreTrainedModel:
+    """`model` as one that can be timed; BadInput, with the name, for any other."""
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise BadInput(f"{name} is a {type(model).__name__}, which does not write tokens")
+    return model
+
+
+def random_prompt(models: Iterable[PreTrainedModel], length: int) -> Tensor:
+    """`[1, length]` tokens that all of `models` know, the same on every call."""
+    tables = [model.get_input_embeddings() for model in models]
+    known = min(int(cast("nn.Embedding", table).num_embeddings) for table in tables)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.randint(known, (1, length), generator=generator, device="cpu")
 
 
 def _room(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> StaticCache:
