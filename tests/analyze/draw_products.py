@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from qpass.ops.structure import REPEAT_HEADS, ROTARY
 from tests.analyze.calls import Call
 from tests.analyze.draws import SIZES, Draw, axis, draws, narrowed, shape, tensor
 
@@ -218,3 +219,17 @@ def _attention(draw: Draw, target: Any) -> Call:
         # at least one key stays visible to each query
         kwargs["attn_mask"] = made if mask == "real" else (made > 0.5) | (torch.arange(t) == 0)
     return Call(target, (q, k, v), kwargs)
+
+
+@draws(ROTARY)
+def _rotary(draw: Draw, target: Any) -> Call:
+    x = (*shape(draw, 0, 3), draw(st.sampled_from((2, 6, 12))))
+    half = tensor(draw, (*narrowed(draw, x[:-1]), x[-1] // 2))
+    interleaved = draw(st.booleans())
+    angles = half.repeat_interleave(2, -1) if interleaved else torch.cat((half, half), -1)
+    return Call(target, (tensor(draw, x), angles.cos(), angles.sin(), interleaved))
+
+
+@draws(REPEAT_HEADS)
+def _repeat_heads(draw: Draw, target: Any) -> Call:
+    return Call(target, (tensor(draw, shape(draw, 4, 4)), draw(st.sampled_from((1, 2, 3)))))
