@@ -62,7 +62,8 @@ struct LinearReal {
   const void* x;  // [m, k] of type
   void* out;      // [m, n] of type
   Float type;
-  // filled by prepare: x in float32 with each group padded by zeros, and its sum per group
+  // filled by prepare, in the form its kernel wants: x with each group padded by zeros (room for
+  // float64), and its sum per group
   float* padded;  // [m, padded_k]
   float* sums;    // [m, groups]
 };

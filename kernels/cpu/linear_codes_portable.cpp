@@ -1,5 +1,5 @@
-// Integer activations, any machine: 16 int32 lanes per block, which compilers vectorise.
-#include "floats.hpp"
+// Integer activations, any machine: sixteen 32-bit lanes, one byte of a line after another.
+#include "vectors.hpp"
 
 namespace qpass {
 namespace {
@@ -25,61 +25,59 @@ void prepare(const LinearCodes& c, int64_t row_begin, int64_t row_end) {
   }
 }
 
-// lanes of four stored values, byte by byte, times four codes
-void add_line8(uint32_t* acc, const uint8_t* line, const int8_t* x) {
-  for (int n = 0; n < kRows; ++n) {
-    uint32_t s = acc[n];
-    for (int j = 0; j < 4; ++j) s += static_cast<uint32_t>(line[4 * n + j] * x[j]);
-    acc[n] = s;
-  }
+// sums += stored values of one line times the codes of R rows; unsigned, because a sum may wrap
+// before its start has been taken off
+template <int R, int Bits>
+void add_line(const uint8_t* line, const int8_t* x, int64_t row_bytes, Words (&sums)[R]) {
+  const Words words = load_words(line);
+  repeat<Bits == 4 ? 8 : 4>(QPASS_STEP(auto j) {
+    constexpr int shift = 8 * (j.value % 4) + (j.value < 4 ? 0 : 4);
+    const Words values = words >> shift & (Bits == 4 ? 15u : 255u);
+    repeat<R>(QPASS_STEP(auto r) {
+      sums[r] += values * static_cast<uint32_t>(int32_t{x[r * row_bytes + j]});
+    });
+  });
 }
 
-void add_line4(uint32_t* acc, const uint8_t* line, const int8_t* x) {
-  for (int n = 0; n < kRows; ++n) {
-    uint32_t s = acc[n];
-    for (int j = 0; j < 4; ++j) {
-      s += static_cast<uint32_t>((line[4 * n + j] & 15) * x[j]);
-      s += static_cast<uint32_t>((line[4 * n + j] >> 4) * x[4 + j]);
-    }
-    acc[n] = s;
-  }
-}
-
-void one(const LinearCodes& c, int64_t row, int64_t block) {
+template <int R, int Bits>
+void tile(const LinearCodes& c, int64_t row, int64_t block) {
   const Weight& w = c.weight;
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
   const int8_t* x = c.padded + row * w.padded_k();
-  float total[kRows] = {};
+  Floats total[R] = {};
   for (int64_t g = 0; g < w.groups; ++g) {
-    // unsigned, because the sum may wrap before the start is taken off it
-    uint32_t acc[kRows];
-    for (uint32_t& a : acc) a = static_cast<uint32_t>(c.starts[row * w.groups + g]);
+    Words sums[R];
+    repeat<R>(QPASS_STEP(auto r) {
+      sums[r] = Words{} + static_cast<uint32_t>(c.starts[(row + r) * w.groups + g]);
+    });
     for (int64_t l = 0; l < w.group_lines; ++l, line += kLine, x += w.columns_per_line()) {
-      if (w.bits == 4) {
-        add_line4(acc, line, x);
-      } else {
-        add_line8(acc, line, x);
-      }
+      add_line<R, Bits>(line, x, w.padded_k(), sums);
     }
     const int64_t at = (block * w.groups + g) * kRows;
-    const float sum = c.sums[row * w.groups + g];
-    for (int n = 0; n < kRows; ++n) {
-      const float s = w.scales ? from_half(w.scales[at + n]) : 1.0f;
-      total[n] += s * static_cast<float>(static_cast<int32_t>(acc[n]));
-      if (w.offsets) total[n] += from_half(w.offsets[at + n]) * sum;
-    }
+    const Floats s = w.scales ? load_halves(w.scales + at) : Floats{} + 1.0f;
+    const Floats m = w.offsets ? load_halves(w.offsets + at) : Floats{};
+    repeat<R>(QPASS_STEP(auto r) {
+      total[r] += to_floats(sums[r]) * s;
+      if (w.offsets) total[r] += m * c.sums[(row + r) * w.groups + g];
+    });
   }
-  for (int n = 0; n < kRows && block * kRows + n < w.n; ++n) {
-    const int64_t channel = block * kRows + n;
-    float y = total[n] * w.row_scales[channel] * c.scales[row];
-    if (w.bias) y += load<float>(w.bias_type, w.bias, channel);
-    store<float>(c.out_type, c.out, row * w.n + channel, y);
+  for (int r = 0; r < R; ++r) {
+    float y[kRows];
+    __builtin_memcpy(y, &total[r], sizeof(y));
+    finish<float>(w, block, y, c.scales[row + r], c.out_type, c.out, row + r);
   }
+}
+
+template <int Bits>
+void rows(const LinearCodes& c, const Part& part, int64_t block) {
+  int64_t row = part.row_begin;
+  for (; row + 4 <= part.row_end; row += 4) tile<4, Bits>(c, row, block);
+  for (; row < part.row_end; ++row) tile<1, Bits>(c, row, block);
 }
 
 void run(const LinearCodes& c, const Part& part, void*) {
   for (int64_t block = part.block_begin; block < part.block_end; ++block) {
-    for (int64_t row = part.row_begin; row < part.row_end; ++row) one(c, row, block);
+    c.weight.bits == 4 ? rows<4>(c, part, block) : rows<8>(c, part, block);
   }
 }
 

@@ -1,64 +1,98 @@
-// Float activations, any machine: 16 float lanes per block, which compilers vectorise.
-#include "floats.hpp"
+// Float activations, any machine: a block of 16 outputs is decoded to floats once, then multiplied
+// with all rows.
+#include "vectors.hpp"
 
 namespace qpass {
 namespace {
 
 const char* refuse(const LinearReal&) { return nullptr; }
 
-size_t scratch(const LinearReal&) { return 0; }
+size_t scratch(const LinearReal& c) {
+  return static_cast<size_t>(c.weight.padded_k() * kRows) * sizeof(double);
+}
 
-float code(const Weight& w, const uint8_t* line, int n, int64_t k) {
-  const uint8_t byte = line[4 * n + k % 4];
-  if (w.bits == 8) return static_cast<float>(byte - w.zero);
-  return static_cast<float>((k < 4 ? byte & 15 : byte >> 4) - w.zero);
+// rows in the type of computing (double where x is), each group padded by zeros
+template <class T>
+void widen(const LinearReal& c, int64_t row_begin, int64_t row_end) {
+  const Weight& w = c.weight;
+  const int64_t padded_width = w.group_lines * w.columns_per_line();
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    T* to = reinterpret_cast<T*>(c.padded) + row * w.padded_k();
+    for (int64_t g = 0; g < w.groups; ++g, to += padded_width) {
+      for (int64_t k = 0; k < padded_width; ++k) {
+        to[k] = k < w.width ? load<T>(c.type, c.x, row * w.k + g * w.width + k) : T{0};
+      }
+    }
+  }
+}
+
+void prepare(const LinearReal& c, int64_t row_begin, int64_t row_end) {
+  c.type == Float::f64 ? widen<double>(c, row_begin, row_end) : widen<float>(c, row_begin, row_end);
 }
 
 template <class T>
-void one(const LinearReal& c, int64_t row, int64_t block) {
-  const Weight& w = c.weight;
+using Lanes __attribute__((vector_size(kRows * sizeof(T)))) = T;
+
+// scale * (stored - zero) + offset, for the 16 rows of each column
+template <class T, int Bits>
+void decode(const Weight& w, int64_t block, T* panel) {
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
-  T total[kRows] = {};
   for (int64_t g = 0; g < w.groups; ++g) {
-    T acc[kRows] = {};
-    T sum = 0;
-    for (int64_t l = 0; l < w.group_lines; ++l, line += kLine) {
-      const int64_t first = l * w.columns_per_line();
-      for (int64_t j = 0; j < w.columns_per_line() && first + j < w.width; ++j) {
-        const T x = load<T>(c.type, c.x, row * w.k + g * w.width + first + j);
-        sum += x;
-        for (int n = 0; n < kRows; ++n) acc[n] += x * static_cast<T>(code(w, line, n, j));
-      }
-    }
     const int64_t at = (block * w.groups + g) * kRows;
-    for (int n = 0; n < kRows; ++n) {
-      const T s = w.scales ? static_cast<T>(from_half(w.scales[at + n])) : T{1};
-      total[n] += s * acc[n];
-      if (w.offsets) total[n] += static_cast<T>(from_half(w.offsets[at + n])) * sum;
+    const Floats s = w.scales ? load_halves(w.scales + at) : Floats{} + 1.0f;
+    const Floats m = w.offsets ? load_halves(w.offsets + at) : Floats{};
+    const Lanes<T> scale = __builtin_convertvector(s, Lanes<T>);
+    const Lanes<T> offset = __builtin_convertvector(m, Lanes<T>);
+    for (int64_t l = 0; l < w.group_lines; ++l, line += kLine) {
+      const Words words = load_words(line);
+      repeat<Bits == 4 ? 8 : 4>(QPASS_STEP(auto j) {
+        constexpr int shift = 8 * (j.value % 4) + (j.value < 4 ? 0 : 4);
+        const Words stored = words >> shift & (Bits == 4 ? 15u : 255u);
+        const Floats q = to_floats(stored) - static_cast<float>(w.zero);
+        const Lanes<T> value = __builtin_convertvector(q, Lanes<T>) * scale + offset;
+        __builtin_memcpy(panel, &value, sizeof(value));
+        panel += kRows;
+      });
     }
-  }
-  for (int n = 0; n < kRows && block * kRows + n < w.n; ++n) {
-    const int64_t channel = block * kRows + n;
-    T y = total[n] * static_cast<T>(w.row_scales[channel]);
-    if (w.bias) y += load<T>(w.bias_type, w.bias, channel);
-    store<T>(c.type, c.out, row * w.n + channel, y);
   }
 }
 
-void run(const LinearReal& c, const Part& part, void*) {
-  for (int64_t block = part.block_begin; block < part.block_end; ++block) {
-    for (int64_t row = part.row_begin; row < part.row_end; ++row) {
-      if (c.type == Float::f64) {
-        one<double>(c, row, block);
-      } else {
-        one<float>(c, row, block);
-      }
-    }
+template <class T, int R>
+void tile(const LinearReal& c, const T* panel, int64_t row, int64_t block) {
+  const int64_t k_end = c.weight.padded_k();
+  const T* x = reinterpret_cast<const T*>(c.padded) + row * k_end;
+  Lanes<T> total[R];
+  repeat<R>(QPASS_STEP(auto r) { total[r] = Lanes<T>{}; });
+  for (int64_t k = 0; k < k_end; ++k, panel += kRows) {
+    Lanes<T> q;
+    __builtin_memcpy(&q, panel, sizeof(q));
+    repeat<R>(QPASS_STEP(auto r) { total[r] += q * x[r * k_end + k]; });
   }
+  repeat<R>(QPASS_STEP(auto r) {
+    T y[kRows];
+    __builtin_memcpy(y, &total[r], sizeof(y));
+    finish<T>(c.weight, block, y, T{1}, c.type, c.out, row + r);
+  });
+}
+
+template <class T>
+void blocks(const LinearReal& c, const Part& part, void* memory) {
+  T* panel = static_cast<T*>(memory);
+  for (int64_t block = part.block_begin; block < part.block_end; ++block) {
+    c.weight.bits == 4 ? decode<T, 4>(c.weight, block, panel)
+                       : decode<T, 8>(c.weight, block, panel);
+    int64_t row = part.row_begin;
+    for (; row + 4 <= part.row_end; row += 4) tile<T, 4>(c, panel, row, block);
+    for (; row < part.row_end; ++row) tile<T, 1>(c, panel, row, block);
+  }
+}
+
+void run(const LinearReal& c, const Part& part, void* memory) {
+  c.type == Float::f64 ? blocks<double>(c, part, memory) : blocks<float>(c, part, memory);
 }
 
 }  // namespace
 }  // namespace qpass
 
 QPASS_KERNEL(LinearReal, linear_real) = {
-    QPASS_NAME(linear_real), qpass::refuse, nullptr, qpass::scratch, qpass::run, 1, nullptr};
+    QPASS_NAME(linear_real), qpass::refuse, qpass::prepare, qpass::scratch, qpass::run, 1, nullptr};

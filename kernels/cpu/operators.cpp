@@ -79,7 +79,8 @@ Tensor linear_real(Tensor x_in, Tensor lines, Tensor row_scales, std::optional<T
   Pieces pieces;
   if (kernel.prepare) {
     const int64_t rows = rounded_up(c.m, kernel.rows_at_once);
-    const size_t padded = pieces.add<float>(rows * (c.weight.padded_k() + kLine));
+    // room for float64 too, which the portable kernel computes in
+    const size_t padded = pieces.add<double>(rows * (c.weight.padded_k() + kLine));
     const size_t sums = pieces.add<float>(c.m * c.weight.groups);
     char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
     c.padded = reinterpret_cast<float*>(memory + padded);

@@ -1,5 +1,5 @@
 // Rotating and quantizing a row, any machine.
-#include "floats.hpp"
+#include "vectors.hpp"
 
 namespace qpass {
 namespace {
@@ -15,8 +15,31 @@ const char* refuse(const Rows&) { return nullptr; }
 size_t scratch(const Rows& c) { return static_cast<size_t>(2 * c.n) * sizeof(double); }
 
 template <class T>
+using Lanes __attribute__((vector_size(16 * sizeof(T)))) = T;
+
+// butterflies of 2, 4, 8 and 16 neighbours
+template <class T>
+void inside(T* x) {
+  Lanes<T> v;
+  __builtin_memcpy(&v, x, sizeof(v));
+  const auto step = [&](Lanes<T> partner, int half) {
+    // the upper of each pair counts negatively
+    Lanes<T> sign;
+    for (int n = 0; n < 16; ++n) sign[n] = n & half ? T{-1} : T{1};
+    v = v * sign + partner;
+  };
+  step(__builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14), 1);
+  step(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13), 2);
+  step(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11), 4);
+  step(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7), 8);
+  __builtin_memcpy(x, &v, sizeof(v));
+}
+
+template <class T>
 void butterflies(T* x, int64_t power) {
-  for (int64_t half = 1; half < power; half *= 2) {
+  const bool wide = power % 16 == 0;
+  for (int64_t i = 0; wide && i < power; i += 16) inside(x + i);
+  for (int64_t half = wide ? 16 : 1; half < power; half *= 2) {
     for (int64_t first = 0; first < power; first += 2 * half) {
       for (int64_t i = first; i < first + half; ++i) {
         const T low = x[i], high = x[i + half];
@@ -27,10 +50,31 @@ void butterflies(T* x, int64_t power) {
   }
 }
 
-// x, one block read as [order, power], becomes factor.T @ x @ H
+// rows to .. to + R of mixed = norm * factor.T @ x, 16 columns from j
+template <class T, int R>
+void mix_tile(const Rows& c, const T* x, T* mixed, int64_t to, int64_t j, T norm) {
+  Lanes<T> sums[R] = {};
+  for (int64_t from = 0; from < c.order; ++from) {
+    Lanes<T> v;
+    __builtin_memcpy(&v, x + from * c.power + j, sizeof(v));
+    repeat<R>(QPASS_STEP(auto r) {
+      sums[r] += v * load<T>(c.part_type, c.factor, from * c.order + to + r);
+    });
+  }
+  repeat<R>(QPASS_STEP(auto r) {
+    const Lanes<T> v = sums[r] * norm;
+    __builtin_memcpy(mixed + (to + r) * c.power + j, &v, sizeof(v));
+  });
+}
+
 template <class T>
-void transform(const Rows& c, T* x, T* mixed, T norm) {
-  for (int64_t i = 0; i < c.order; ++i) butterflies(x + i * c.power, c.power);
+void mix(const Rows& c, const T* x, T* mixed, T norm) {
+  for (int64_t j = 0; c.power % 16 == 0 && j < c.power; j += 16) {
+    int64_t to = 0;
+    for (; to + 4 <= c.order; to += 4) mix_tile<T, 4>(c, x, mixed, to, j, norm);
+    for (; to < c.order; ++to) mix_tile<T, 1>(c, x, mixed, to, j, norm);
+  }
+  if (c.power % 16 == 0) return;
   for (int64_t to = 0; to < c.order; ++to) {
     T* y = mixed + to * c.power;
     for (int64_t j = 0; j < c.power; ++j) y[j] = 0;
@@ -39,16 +83,40 @@ void transform(const Rows& c, T* x, T* mixed, T norm) {
       for (int64_t j = 0; j < c.power; ++j) y[j] += f * x[from * c.power + j];
     }
   }
-  for (int64_t i = 0; i < c.order * c.power; ++i) x[i] = mixed[i];
 }
 
+// one loop for each type, so that each is vectorised
+template <class T>
+void read(Float type, const void* from, int64_t first, int64_t count, T* to) {
+  const auto all = [=](Float known) {
+    for (int64_t i = 0; i < count; ++i) to[i] = load<T>(known, from, first + i);
+  };
+  switch (type) {
+    case Float::f32:
+      return all(Float::f32);
+    case Float::f64:
+      return all(Float::f64);
+    case Float::bf16:
+      return all(Float::bf16);
+    default:
+      return all(Float::f16);
+  }
+}
+
+// the row, transformed: in x
 template <class T>
 void load_row(const Rows& c, int64_t row, T* x, T* mixed) {
-  for (int64_t i = 0; i < c.n; ++i) x[i] = load<T>(c.type, c.x, row * c.n + i);
+  read<T>(c.type, c.x, row * c.n, c.n, x);
   if (!c.signs) return;
-  for (int64_t i = 0; i < c.n; ++i) x[i] *= load<T>(c.part_type, c.signs, i);
+  read<T>(c.part_type, c.signs, 0, c.n, mixed);
+  for (int64_t i = 0; i < c.n; ++i) x[i] *= mixed[i];
   const T norm = static_cast<T>(1.0 / __builtin_sqrt(static_cast<double>(c.power)));
-  for (int64_t i = 0; i < c.n; i += c.order * c.power) transform<T>(c, x + i, mixed, norm);
+  const int64_t block = c.order * c.power;
+  for (int64_t i = 0; i < c.n; i += c.power) butterflies(x + i, c.power);
+  for (int64_t i = 0; i < c.n; i += block) {
+    mix<T>(c, x + i, mixed, norm);
+    __builtin_memcpy(x + i, mixed, static_cast<size_t>(block) * sizeof(T));
+  }
 }
 
 void quantize(const Rows& c, int64_t row, const float* x) {
@@ -67,11 +135,11 @@ void quantize(const Rows& c, int64_t row, const float* x) {
   const float top = static_cast<float>((1 << (c.bits - 1)) - 1);
   const float to_codes = top / float_of(largest);
   c.scales[row] = float_of(largest) / top;
-  for (int64_t i = 0; i < c.n; ++i) {
-    float v = x[i] * to_codes;
-    v = (v + kRounder) - kRounder;
-    v = v > top ? top : v < -top ? -top : v;
-    codes[i] = static_cast<int8_t>(v);
+  const int64_t count = c.n;
+  // the largest product rounds to `top`, so that nothing needs clamping
+  for (int64_t i = 0; i < count; ++i) {
+    const float rounded = (x[i] * to_codes + kRounder) - kRounder;
+    codes[i] = static_cast<int8_t>(static_cast<int32_t>(rounded));
   }
 }
 
