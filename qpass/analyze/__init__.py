@@ -4,6 +4,7 @@ from qpass.analyze.constraints import Pin, Role
 from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.matmuls import Matmul, find_matmuls
 from qpass.analyze.regions import Region, Site, Span, find_regions
+from qpass.analyze.rotatable import rotatable_regions
 
 __all__ = [
     "Matmul",
@@ -16,4 +17,5 @@ __all__ = [
     "find_matmuls",
     "find_regions",
     "find_tables",
+    "rotatable_regions",
 ]
