@@ -19,8 +19,8 @@ class Basis(Protocol):
     @property
     def width(self) -> int: ...
 
-    def matrix(self) -> Tensor:
-        """`[heads, width, width]` in float64."""
+    def turn(self, x_rhn: Tensor, *, inverse: bool) -> Tensor:
+        """`x @ R` for each head, or `x @ R.T` if `inverse`, in float64; one R may serve all."""
         ...
 
 
@@ -193,17 +193,15 @@ class ChangeBasis(Step):
     inverse: bool = False
 
     def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
-        matrices_hnn = self.basis.matrix()
-        if self.inverse:
-            matrices_hnn = matrices_hnn.mT
-        moved = torch.movedim(_given(weight), self.axis, 0)
+        moved = torch.movedim(_given(weight), self.axis, -1)
         at_rhn = self.block.indices()
-        # "...hn,hnm->...hm" per trailing column, as a batched product over heads
-        rows = moved.reshape(moved.shape[0], -1)
-        picked_rhnc = rows[at_rhn]
-        out = rows.clone()
-        out[at_rhn] = torch.matmul(matrices_hnn.mT, picked_rhnc)
-        return torch.movedim(out.reshape(moved.shape), 0, self.axis)
+        if at_rhn.numel() == moved.shape[-1] == self.block.width:
+            # the whole axis in order, the usual case: nothing to gather or to keep
+            out = self.basis.turn(moved.unsqueeze(-2), inverse=self.inverse).squeeze(-2)
+            return torch.movedim(out, -1, self.axis)
+        out = moved.clone(memory_format=torch.contiguous_format)
+        out[..., at_rhn] = self.basis.turn(moved[..., at_rhn], inverse=self.inverse)
+        return torch.movedim(out, -1, self.axis)
 
 
 def _given(weight: Tensor | None) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor, fx
 
-from qpass.ir import Check, Contract, Pass, Program, read
+from qpass.ir import Contract, Pass, Program, read
 
 # one pass moves float64 values by some thousand roundings of 1e-16; a wrong one by far more
 PASS_LIMIT = 1e-10
@@ -46,32 +47,42 @@ def largest_error(values: Sequence[object], references: Sequence[object]) -> flo
     return max(map(relative_error, values, references), default=0.0)
 
 
-def exact_check(inputs: Sequence[object], limit: float = PASS_LIMIT) -> Check:
-    """A check that runs every EXACT pass's program, widened, on `inputs` and compares.
+@final
+class ExactCheck:
+    """A pass check that runs every EXACT pass's program, widened, on sample inputs and compares.
 
-    A pass is undone where an output moves by more than `limit`.
+    A pass is undone where an output moves by more than `PASS_LIMIT`. Each program runs once: what
+    came after one pass comes before the next.
     """
-    # the program before a pass is the one after the last pass that stood
-    known: list[tuple[Program, tuple[object, ...]]] = []
 
-    def outputs(program: Program) -> tuple[object, ...]:
-        for seen, values in known:
-            if seen is program:
-                return values
-        return _values(program, inputs)
+    def __init__(self, inputs: Sequence[object]) -> None:
+        self._inputs = inputs
+        self._first: tuple[object, ...] | None = None
+        self._last: tuple[Program, tuple[object, ...]] | None = None
 
-    def check(step: Pass, before: Program, after: Program) -> str | None:
+    def __call__(self, step: Pass, before: Program, after: Program) -> str | None:
         if step.contract is not Contract.EXACT:
             return None
-        old, new = outputs(before), _values(after, inputs)
-        known[:] = [(before, old), (after, new)]
+        old, new = self._outputs(before), _values(after, self._inputs)
         error = largest_error(new, old)
         # a comparison with NaN is false, so this order also refuses it
-        if not error <= limit:
-            return f"the outputs moved by {error:.1e} (limit {limit:.0e}, float64)"
+        if not error <= PASS_LIMIT:
+            return f"the outputs moved by {error:.1e} (limit {PASS_LIMIT:.0e}, float64)"
+        self._last = (after, new)
         return None
 
-    return check
+    def total_error(self) -> float:
+        """How far all passes that stood moved the outputs of the first program together."""
+        if self._first is None or self._last is None:
+            return 0.0
+        return largest_error(self._last[1], self._first)
+
+    def _outputs(self, program: Program) -> tuple[object, ...]:
+        if self._last is None or self._last[0] is not program:
+            self._last = (program, _values(program, self._inputs))
+        if self._first is None:
+            self._first = self._last[1]
+        return self._last[1]
 
 
 def _values(program: Program, inputs: Sequence[object]) -> tuple[object, ...]:
