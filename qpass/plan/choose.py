@@ -8,17 +8,13 @@ from typing import final
 
 import torch
 
-from qpass.analyze import Matmul, Region, Role, find_heads, find_matmuls, find_regions, find_tables
+from qpass.analyze import Matmul, Region, Role, find_heads, find_matmuls, find_tables, rotatable_regions
 from qpass.ir import Program, read
 from qpass.plan.plan import Declined, Online, Plan, Quantized, Rotated
 from qpass.plan.recipe import Recipe
 from qpass.plan.recipe import Role as Storage
 from qpass.rotations import ROTATIONS, Group, Transform
 
-# why a target cannot quantize, or rotate the input of, a product; None where it can
-Refuses = Callable[[Matmul], str | None]
-# the same for the use of a table that is looked up
-RefusesTable = Callable[[str], str | None]
 # the relative output error of each site under a plan, measured or predicted
 Errors = Callable[[Plan], Mapping[str, float]]
 
@@ -28,20 +24,20 @@ def choose(
     recipe: Recipe,
     *,
     held: Collection[str] = (),
-    refuses: Refuses = lambda _: None,
-    refuses_table: RefusesTable = lambda _: None,
+    refusals: Mapping[str, str] | None = None,
     stored: bool = False,
     errors: Errors | None = None,
 ) -> Plan:
     """Plan `recipe` for a program whose norms are folded.
 
-    Values named in `held` keep their basis. With `stored`, a tensor of a module has one value for
+    Values named in `held` keep their basis; `refusals` says, by use, why a target can neither
+    quantize a weight nor transform the input of its product. With `stored`, a tensor of a module has one value for
     all its uses, so a layer that is called twice changes alike in both calls or not at all. With
     `rotation = "auto"`, `errors` decides, region by region and site by site; a plan without
     rotations is always a candidate.
     """
-    sites = _Sites.of(program, held, refuses)
-    quantized, declined = _quantize(sites, recipe, refuses_table)
+    sites = _Sites.of(program, held, refusals or {})
+    quantized, declined = _quantize(sites, recipe)
     plan = Plan(recipe, quantized=quantized, declined=declined)
     if recipe.rotation == "off":
         return plan
@@ -63,29 +59,14 @@ class _Sites:
     program: Program
     matmuls: tuple[Matmul, ...]
     heads: frozenset[str]
-    regions: tuple[tuple[Region, bool], ...]
-    refuses: Refuses
+    regions: tuple[Region, ...]
+    refusals: Mapping[str, str]
 
     @staticmethod
-    def of(program: Program, held: Collection[str], refuses: Refuses) -> _Sites:
-        plain = find_regions(program, Group.ORTHOGONAL, held=held)
-        lifted = find_regions(program, Group.ORTHOGONAL_ONES, held=held)
-        taken = {(s.use, s.axis, s.block) for r in plain if r.free for s in r.sites}
-        regions = [(r, False) for r in plain if r.free]
-        regions += [
-            (r, True)
-            for r in lifted
-            if r.free and not any((s.use, s.axis, s.block) in taken for s in r.sites)
-        ]
-        # what is pinned under both groups is reported once, with what holds it in the smaller one
-        known = {(s.use, s.axis, s.block) for r, _ in regions for s in r.sites}
-        regions += [
-            (r, True)
-            for r in lifted
-            if not r.free and not any((s.use, s.axis, s.block) in known for s in r.sites)
-        ]
+    def of(program: Program, held: Collection[str], refusals: Mapping[str, str]) -> _Sites:
+        regions = rotatable_regions(program, held=held)
         matmuls = find_matmuls(program)
-        return _Sites(program, matmuls, find_heads(program, matmuls), tuple(regions), refuses)
+        return _Sites(program, matmuls, find_heads(program, matmuls), regions, refusals)
 
     def name(self, matmul: Matmul) -> str:
         return self.program.site(matmul.use)
@@ -101,9 +82,7 @@ class _Sites:
         return int(shape[matmul.writes]), int(shape[matmul.reads])
 
 
-def _quantize(
-    sites: _Sites, recipe: Recipe, refuses_table: RefusesTable
-) -> tuple[tuple[Quantized, ...], tuple[Declined, ...]]:
+def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tuple[Declined, ...]]:
     quantized: list[Quantized] = []
     declined: list[Declined] = []
     for matmul in sites.matmuls:
@@ -112,7 +91,7 @@ def _quantize(
         if spec is None:
             continue
         name = sites.name(matmul)
-        if (why := sites.refuses(matmul)) is not None:
+        if (why := sites.refusals.get(matmul.use)) is not None:
             declined.append(Declined(name, f"not quantized: {why}"))
             continue
         if (why := spec.supports(sites.shape(matmul))) is not None:
@@ -122,7 +101,7 @@ def _quantize(
     if (spec := recipe.spec(Storage.EMBEDDING)) is not None:
         for use in find_tables(sites.program):
             name = sites.program.site(use)
-            if (why := refuses_table(use)) is not None:
+            if (why := sites.refusals.get(use)) is not None:
                 declined.append(Declined(name, f"not quantized: {why}"))
                 continue
             quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, recipe.rounding))
@@ -139,8 +118,8 @@ def _rotate(
 ) -> tuple[tuple[Rotated, ...], tuple[Declined, ...]]:
     rotated: list[Rotated] = []
     declined: list[Declined] = []
-    free = {m.use for region, _ in sites.regions if region.free for m in sites.readers(region)}
-    for region, lifted in sites.regions:
+    free = {m.use for region in sites.regions if region.free for m in sites.readers(region)}
+    for region in sites.regions:
         readers = sites.readers(region)
         if region.width < 2 or not readers:
             continue
@@ -160,6 +139,7 @@ def _rotate(
             continue
         partial = any(sites.shape(m)[1] != region.width for m in readers)
         rotation = recipe.value if partial else recipe.residual
+        lifted = region.group is Group.ORTHOGONAL_ONES
         if (why := ROTATIONS[rotation].supports(region.width)) is not None:
             declined.append(Declined(region.name, f"not rotated: {why}"))
             continue
@@ -196,7 +176,7 @@ def _online(
     sites: _Sites, recipe: Recipe, rotated: tuple[Rotated, ...]
 ) -> tuple[tuple[Online, ...], tuple[Declined, ...]]:
     names = {r.region for r in rotated}
-    covered = {m.use for r, _ in sites.regions if r.name in names for m in sites.readers(r)}
+    covered = {m.use for r in sites.regions if r.name in names for m in sites.readers(r)}
     online: list[Online] = []
     declined: list[Declined] = []
     for matmul in sites.matmuls:
@@ -205,7 +185,7 @@ def _online(
         if matmul.use in covered or read.calls(value, torch.ops.qpass.hadamard.default):
             continue
         name, width = sites.name(matmul), sites.shape(matmul)[1]
-        why = sites.refuses(matmul) or ROTATIONS[recipe.online].supports(width)
+        why = sites.refusals.get(matmul.use) or ROTATIONS[recipe.online].supports(width)
         transform = Transform(recipe.online, width, recipe.seed)
         if why is None and transform.fast() is None:
             why = f"{recipe.online} has no fast form"
@@ -224,7 +204,7 @@ def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors) -> Plan:
         known = [n for n in names if n in before and n in after]
         return sum(after[n] for n in known) < sum(before[n] for n in known)
 
-    readers = {r.name: [sites.name(m) for m in sites.readers(r)] for r, _ in sites.regions}
+    readers = {r.name: [sites.name(m) for m in sites.readers(r)] for r in sites.regions}
     rotated = tuple(r for r in full.rotated if gains(readers[r.region]))
     online = tuple(o for o in full.online if gains((o.site,)))
     mixed = replace(full, rotated=rotated, online=online)

@@ -2,6 +2,7 @@
 
 from qpass.transform.fold_norms import FoldNorms
 from qpass.transform.insert_online import InsertOnline
+from qpass.transform.rewrite import Rewritten, rewrite
 from qpass.transform.rotate_regions import RotateRegions
 
-__all__ = ["FoldNorms", "InsertOnline", "RotateRegions"]
+__all__ = ["FoldNorms", "InsertOnline", "Rewritten", "RotateRegions", "rewrite"]

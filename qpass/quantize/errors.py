@@ -1,0 +1,94 @@
+"""How much error a plan causes at each site: predicted from weights and sample activations."""
+
+# m sampled rows of activations, n output channels, k input channels
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from qpass.analyze import Matmul, find_matmuls
+from qpass.ir import ChangeBasis, Program, Weight
+from qpass.ops import quantize_rows
+from qpass.plan import Plan, Quantized
+from qpass.rounding import ROUNDINGS
+from qpass.transform import rewrite
+
+# enough of a site to rank plans by: more changes the third digit
+SAMPLED_ROWS = 64
+SAMPLED_CHANNELS = 256
+
+
+class SiteErrors:
+    """The relative squared output error of each quantized product, under any plan.
+
+    The program (norms folded) runs once in float on sample inputs; a plan is then judged site by
+    site, on sampled tokens and output channels, with every other site left float.
+    """
+
+    def __init__(self, program: Program, inputs: Sequence[object]) -> None:
+        self._program = program
+        self._matmuls = find_matmuls(program)
+        self._samples = _sample(program, self._matmuls, inputs)
+        self._known: dict[tuple[str, Weight, Quantized], float] = {}
+
+    def __call__(self, plan: Plan) -> Mapping[str, float]:
+        entries = {entry.site: entry for entry in plan.quantized}
+        after = rewrite(self._program, plan).program
+        errors: dict[str, float] = {}
+        for matmul in self._matmuls:
+            site = self._program.site(matmul.use)
+            if (entry := entries.get(site)) is None or matmul.value not in self._samples:
+                continue
+            weight = after.weights[matmul.use]
+            key = (matmul.use, weight, entry)
+            if key not in self._known:
+                self._known[key] = self._error(matmul, weight, entry)
+            errors[site] = errors.get(site, 0.0) + self._known[key]
+        return errors
+
+    def _error(self, matmul: Matmul, weight: Weight, entry: Quantized) -> float:
+        x_mk = self._samples[matmul.value].double()
+        old = self._program.weights[matmul.use]
+        for step in weight.steps[len(old.steps) :]:
+            if isinstance(step, ChangeBasis) and step.axis == matmul.reads:
+                x_mk = replace(step, axis=1).apply(x_mk, self._program.sources)
+        value = weight.evaluate(self._program.sources)
+        w_nk = value if matmul.reads == 1 else value.mT
+        every = -(-w_nk.shape[0] // SAMPLED_CHANNELS)
+        w_nk = w_nk[::every].contiguous()
+        want_mn = x_mk @ w_nk.mT
+        got_mn = _activations(x_mk, entry) @ _weights(w_nk, entry).mT
+        return float((got_mn - want_mn).square().sum() / want_mn.square().sum().clamp_min(1e-300))
+
+
+def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:
+    quantized = ROUNDINGS[entry.rounding].round(w_nk, entry.weight, {})
+    return quantized.dequantize(torch.float64)
+
+
+def _activations(x_mk: Tensor, entry: Quantized) -> Tensor:
+    if entry.activation is None:
+        return x_mk
+    codes, scales = quantize_rows(x_mk.float(), entry.activation.codes.bits, None, None, 1)
+    return codes.double() * scales.double()
+
+
+def _sample(
+    program: Program, matmuls: Sequence[Matmul], inputs: Sequence[object]
+) -> dict[str, Tensor]:
+    wanted = {m.value for m in matmuls}
+    samples: dict[str, Tensor] = {}
+
+    def keep(node: fx.Node, value: object) -> None:
+        if node.name in wanted and isinstance(value, Tensor):
+            rows = value.reshape(-1, value.shape[-1])
+            # the first rows always count: massive activations sit on the first token
+            every = max(1, rows.shape[0] // SAMPLED_ROWS)
+            samples[node.name] = rows[::every].float()
+
+    program.run(*inputs, watch=keep)
+    return samples

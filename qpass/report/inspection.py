@@ -1,0 +1,85 @@
+"""What was found in a model: its regions, its matrix products, and why some stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from qpass.analyze import Region, find_matmuls
+from qpass.ir import Note, Program
+from qpass.plan import Plan
+from qpass.report.table import Table
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One matrix product: its weight, and how its input can be rotated."""
+
+    site: str
+    rows: int
+    columns: int
+    input: str
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The regions and products of a model, and notes on what could not be understood."""
+
+    regions: tuple[Region, ...]
+    products: tuple[Product, ...]
+    notes: tuple[Note, ...]
+
+    def tables(self) -> tuple[Table, Table, Table]:
+        """Regions, products, and everything declined, each with its reason."""
+        regions = [
+            (
+                r.name,
+                r.group.value,
+                f"{r.heads} x {r.width}" if r.heads > 1 else r.width,
+                len(r.sites),
+                "free" if r.free else f"{r.pins[0].why} ({r.pins[0].where})",
+            )
+            for r in self.regions
+        ]
+        products = [(p.site, f"{p.rows} x {p.columns}", p.input, p.why) for p in self.products]
+        declined = [(n.where, n.why) for n in self.notes if not n.done]
+        return (
+            Table("regions", ("first weight", "group", "size", "weights", "state"), tuple(regions)),
+            Table("products", ("weight", "shape", "input", "why"), tuple(products)),
+            Table("declined", ("where", "why"), tuple(declined)),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(table.text() for table in self.tables())
+
+
+def inspection(
+    program: Program, regions: tuple[Region, ...], plan: Plan, notes: tuple[Note, ...]
+) -> Inspection:
+    """Describe a program with its norms folded, and the plan that rotates all it can."""
+    rotated = {r.region for r in plan.rotated}
+    readers = {
+        (site.use, site.axis): region.name
+        for region in regions
+        if region.name in rotated
+        for site in region.sites
+    }
+    online = {o.site: o.transform.rotation for o in plan.online}
+    declined = {d.where: d.why for d in plan.declined}
+    products: list[Product] = []
+    for matmul in find_matmuls(program):
+        name = program.site(matmul.use)
+        shape = program.node(matmul.use).meta["val"].shape
+        if (region := readers.get((matmul.use, matmul.reads))) is not None:
+            how, why = "folded", f"with {region}"
+        elif name in online:
+            how, why = "online", online[name]
+        else:
+            how, why = "declined", declined.get(name, "it is one wide")
+        products.append(
+            Product(name, int(shape[matmul.writes]), int(shape[matmul.reads]), how, why)
+        )
+    return Inspection(regions, tuple(products), notes)
