@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,6 @@ from qpass.ir import ChangeBasis, Program, Weight
 from qpass.ops import quantize_rows
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS
-from qpass.transform import rewrite
 
 # enough of a site to rank plans by: more changes the third digit
 SAMPLED_ROWS = 64
@@ -26,18 +25,22 @@ class SiteErrors:
     """The relative squared output error of each quantized product, under any plan.
 
     The program (norms folded) runs once in float on sample inputs; a plan is then judged site by
-    site, on sampled tokens and output channels, with every other site left float.
+    site, on sampled tokens and output channels, with every other site left float. `rewritten` is
+    the program after a plan's rotations.
     """
 
-    def __init__(self, program: Program, inputs: Sequence[object]) -> None:
+    def __init__(
+        self, program: Program, inputs: Sequence[object], rewritten: Callable[[Plan], Program]
+    ) -> None:
         self._program = program
+        self._rewritten = rewritten
         self._matmuls = find_matmuls(program)
         self._samples = _sample(program, self._matmuls, inputs)
         self._known: dict[tuple[str, Weight, Quantized], float] = {}
 
     def __call__(self, plan: Plan) -> Mapping[str, float]:
         entries = {entry.site: entry for entry in plan.quantized}
-        after = rewrite(self._program, plan).program
+        after = self._rewritten(plan)
         errors: dict[str, float] = {}
         for matmul in self._matmuls:
             site = self._program.site(matmul.use)
