@@ -8,7 +8,15 @@ from typing import final
 
 import torch
 
-from qpass.analyze import Matmul, Region, Role, find_heads, find_matmuls, find_tables, rotatable_regions
+from qpass.analyze import (
+    Matmul,
+    Region,
+    Role,
+    find_heads,
+    find_matmuls,
+    find_tables,
+    rotatable_regions,
+)
 from qpass.ir import Program, read
 from qpass.plan.plan import Declined, Online, Plan, Quantized, Rotated
 from qpass.plan.recipe import Recipe
@@ -31,10 +39,10 @@ def choose(
     """Plan `recipe` for a program whose norms are folded.
 
     Values named in `held` keep their basis; `refusals` says, by use, why a target can neither
-    quantize a weight nor transform the input of its product. With `stored`, a tensor of a module has one value for
-    all its uses, so a layer that is called twice changes alike in both calls or not at all. With
-    `rotation = "auto"`, `errors` decides, region by region and site by site; a plan without
-    rotations is always a candidate.
+    quantize a weight nor transform the input of its product. With `stored`, a tensor of a module
+    has one value for all its uses, so a layer that is called twice changes alike in both calls or
+    not at all. With `rotation = "auto"`, `errors` decides, region by region and site by site; a
+    plan without rotations is always a candidate.
     """
     sites = _Sites.of(program, held, refusals or {})
     quantized, declined = _quantize(sites, recipe)

@@ -30,8 +30,6 @@ def apply(
     before = capture(model, inputs).program
     folded, notes = run_passes(before, [FoldNorms()])
     refused = refusals(model, before)
-    plan: Plan = choose(
-        folded, recipe, refuses=lambda m: refused.get(m.use), refuses_table=refused.get, stored=True
-    )
+    plan: Plan = choose(folded, recipe, refusals=refused, stored=True)
     after, more = run_passes(folded, [RotateRegions(plan.rotated), InsertOnline(plan.online)])
     return [*notes, *more, *write_back(model, before, after, plan, encode)]

@@ -1,0 +1,186 @@
+"""The calls that most users need: inspect, rotate and quantize a model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qpass.analyze import rotatable_regions
+from qpass.capture.call import Inputs
+from qpass.capture.export import capture
+from qpass.errors import BadInput, ContractBroken
+from qpass.ir import Note, Program, run_passes
+from qpass.plan import Capability, Plan, Recipe
+from qpass.plan.choose import choose
+from qpass.quantize.errors import SiteErrors
+from qpass.report.inspection import Inspection, inspection
+from qpass.runtime.device import this_device
+from qpass.targets.module import write_back
+from qpass.targets.replaceable import refusals
+from qpass.transform import FoldNorms, rewrite
+from qpass.verify.exact import TOTAL_LIMIT, ExactCheck, largest_error
+
+log = logging.getLogger("qpass")
+
+RecipeLike = str | Path | Mapping[str, object] | Recipe
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RotationReport:
+    """What `rotate` did: errors are relative to the largest entry of each output.
+
+    `max_error` is measured on the captured program in float64 with casts widened, `eager_error` on
+    the module itself in its own type.
+    """
+
+    plan: Plan
+    notes: tuple[Note, ...]
+    max_error: float
+    eager_error: float
+
+
+def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
+    """Find what can be rotated in `model`, and why the rest cannot; the model does not change.
+
+    Raises BadInput for inputs that do not fit and CaptureFailed where there is no graph.
+    """
+    captured = capture(model, _sample(model, inputs))
+    folded, notes = run_passes(captured.program, [FoldNorms()])
+    recipe = Recipe("inspect", rotation="on")
+    plan = choose(folded, recipe, refusals=refusals(model, captured.program), stored=True)
+    return inspection(folded, rotatable_regions(folded), plan, (*captured.notes, *notes))
+
+
+def rotate(
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    recipe: RecipeLike | None = None,
+    *,
+    plan: Plan | None = None,
+) -> RotationReport:
+    """Rotate `model` in place: the same function, in float, with fewer outliers.
+
+    Each rewrite is verified in float64 on `inputs` and undone where it is not exact. `recipe` says
+    which rotations (default: all that are free, and online ones elsewhere); its formats are not
+    used. Raises ContractBroken, with the model as it was, if the whole is not exact.
+    """
+    sample = _sample(model, inputs)
+    given = Recipe("rotate", rotation="on", head="float", embedding="float")
+    if recipe is not None:
+        given = Recipe.read(recipe, capability=_capability())
+    captured = capture(model, sample)
+    check = ExactCheck(captured.flatten(sample))
+    folded, notes = run_passes(captured.program, [FoldNorms()], check)
+    wanted = plan or choose(folded, given, refusals=refusals(model, captured.program), stored=True)
+    done = rewrite(folded, wanted, check)
+    kept = Plan(done.plan.recipe, done.plan.rotated, done.plan.online, (), done.plan.declined)
+    max_error = _total_error(check)
+    before = _outputs(model, sample)
+    written = write_back(model, captured.program, done.program, kept)
+    eager_error = largest_error(_outputs(model, sample), before)
+    return RotationReport(
+        kept, (*captured.notes, *notes, *done.notes, *written), max_error, eager_error
+    )
+
+
+def quantize(
+    model: nn.Module,
+    recipe: RecipeLike = "auto",
+    *,
+    calibration: Iterable[Inputs] | None = None,
+    inputs: Inputs | None = None,
+    plan: Plan | str | Path | None = None,
+) -> nn.Module:
+    """Quantize `model` in place, after the rotations that `recipe` asks for, and return it.
+
+    `inputs` is one sample call (default: the first of `calibration`, or one that fits the model);
+    it also decides `rotation = "auto"` when there is no calibration data. A `plan` from an earlier
+    run is carried out as it is. Raises StateError for a model that is quantized already; the model
+    is unchanged whenever this raises.
+    """
+    batches = [] if calibration is None else list(calibration)
+    sample = _sample(model, inputs if inputs is not None or not batches else batches[0])
+    known = _plan(plan)
+    given = known.recipe if known else Recipe.read(recipe, capability=_capability())
+    captured = capture(model, sample)
+    check = ExactCheck(captured.flatten(sample))
+    folded, notes = run_passes(captured.program, [FoldNorms()], check)
+    if known is None:
+        refused = refusals(model, captured.program)
+        measured = captured.flatten(batches[0] if batches else sample)
+        errors = _errors(folded, measured) if given.rotation == "auto" else None
+        known = choose(folded, given, refusals=refused, stored=True, errors=errors)
+    done = rewrite(folded, known, check)
+    _total_error(check)
+    for note in (
+        *captured.notes,
+        *notes,
+        *done.notes,
+        *write_back(model, captured.program, done.program, done.plan),
+    ):
+        log.info("%s: %s", note.where, note.why)
+    return model
+
+
+def _sample(model: nn.Module, inputs: Inputs | None) -> Inputs:
+    if inputs is not None:
+        return inputs
+    if "transformers" in sys.modules:
+        from qpass.hf.inputs import sample_inputs
+
+        if (made := sample_inputs(model)) is not None:
+            return made
+    raise BadInput(
+        f"inputs are needed: {type(model).__name__} does not say what it takes\n"
+        "  pass a tensor, a tuple of arguments or a dict of keyword arguments"
+    )
+
+
+def _plan(plan: Plan | str | Path | None) -> Plan | None:
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    try:
+        text = Path(plan).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"plan {plan}: cannot be read ({error})") from error
+    return Plan.read(text)
+
+
+def _capability() -> Capability:
+    device = this_device()
+    return Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
+
+
+def _errors(folded: Program, inputs: tuple[object, ...]) -> SiteErrors:
+    return SiteErrors(folded, inputs, lambda plan: rewrite(folded, plan).program)
+
+
+def _total_error(check: ExactCheck) -> float:
+    error = check.total_error()
+    if not error <= TOTAL_LIMIT:
+        raise ContractBroken(
+            f"the rewritten model moved its outputs by {error:.1e} (limit {TOTAL_LIMIT:.0e}, "
+            "float64); the model is unchanged\n  please report this, with the model's code"
+        )
+    return error
+
+
+def _outputs(model: nn.Module, sample: Inputs) -> list[Tensor]:
+    with torch.no_grad():
+        if isinstance(sample, Mapping):
+            result = model(**sample)
+        elif isinstance(sample, Tensor):
+            result = model(sample)
+        else:
+            result = model(*sample)
+    leaves = pytree.tree_leaves(dict(result) if isinstance(result, Mapping) else result)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
