@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from qpass.ir import Program, edit, read
+from qpass.ir.alias import memory, written_memory
 
 aten = torch.ops.aten
 
@@ -30,7 +31,6 @@ _COPIES = frozenset(
         aten.clone.default,
         aten.contiguous.default,
         aten.detach.default,
-        aten.detach_.default,
         aten.lift_fresh_copy.default,
     }
 )
@@ -60,7 +60,11 @@ _NEUTRAL: dict[object, int] = {
 
 def clean(program: Program) -> None:
     """Drop what does not change the function: assertions, copies, casts and views to the same."""
-    written = any(read.writes(node) for node in program.graph.nodes if node.op != "output")
+    for node in list(program.graph.nodes):
+        if read.calls(node, aten.detach_.default):
+            # a write in name only, to the constants that code makes
+            edit.replace(node, read.value(node, "self"))
+    written = written_memory(program.graph)
     for node in list(program.graph.nodes):
         if node.op != "call_function":
             continue
@@ -69,7 +73,8 @@ def clean(program: Program) -> None:
                 program.graph.erase_node(node)
             continue
         _normalise(node)
-        if (source := _same_value(node, keep_copies=written)) is not None:
+        source = _same_value(node)
+        if source is not None and not {memory(node), memory(source)} & written:
             edit.replace(node, source)
     edit.erase_dead(program)
 
@@ -87,12 +92,12 @@ def _normalise(node: fx.Node) -> None:
             edit.retarget(node, aten.to.dtype, source, made.dtype)
 
 
-def _same_value(node: fx.Node, *, keep_copies: bool) -> fx.Node | None:
+def _same_value(node: fx.Node) -> fx.Node | None:
     """The value that `node` repeats, or None."""
     if node.target in _COPIES:
-        # a copy may be written to; one that is returned promises its own memory
+        # a copy that is returned promises its own memory
         owns = node.target in (aten.clone.default, aten.contiguous.default)
-        if owns and (keep_copies or any(user.op == "output" for user in node.users)):
+        if owns and any(user.op == "output" for user in node.users):
             return None
         return read.value(node, "self")
     if node.target in _DROPOUTS:

@@ -16,11 +16,15 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qpass.capture.clean import clean
+from qpass.capture.einsum import spell_out_einsums
+from qpass.capture.functional import make_functional
 from qpass.capture.inline import inline_regions
+from qpass.capture.numbers import write_numbers
 from qpass.capture.raising import raise_idioms
 from qpass.capture.uses import lift, split_uses
 from qpass.errors import CaptureFailed
-from qpass.ir import Note, Owner, Program, Weight, edit, read
+from qpass.ir import Note, Owner, Program, Weight, edit
+from qpass.ir.alias import written_memory
 
 # how dynamo writes the way from a module to what it holds
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
@@ -58,11 +62,16 @@ def capture_graph(module: fx.GraphModule, example_inputs: Sequence[object]) -> T
         path, _, attribute = name.rpartition(".")
         program.owners[node.name] = Owner(path, attribute)
     program = Program(program.graph, program.weights, sources, program.owners)
+    weights = frozenset(sources)
     _adopt_constants(program, traced, sources)
     _refuse_writes(program)
     _fix_numbers(program)
     clean(program)
+    make_functional(program)
+    clean(program)
+    write_numbers(program, sources.keys() - weights)
     split_uses(program)
+    spell_out_einsums(program)
     lift(program)
     split_uses(program)
     clean(program)
@@ -126,9 +135,6 @@ def _fix_numbers(program: Program) -> None:
 
 
 def _refuse_writes(program: Program) -> None:
-    for node in program.graph.nodes:
-        if not read.writes(node):
-            continue
-        for written in read.written(node):
-            if (weight := program.weight(written)) is not None:
-                raise CaptureFailed(f"the graph writes to {weight.source}, which is a weight")
+    for node in written_memory(program.graph):
+        if (weight := program.weight(node)) is not None:
+            raise CaptureFailed(f"the graph writes to {weight.source}, which is a weight")

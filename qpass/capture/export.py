@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from qpass.capture.call import Captured, Inputs, arguments, output_names
 from qpass.capture.clean import clean
+from qpass.capture.einsum import spell_out_einsums
 from qpass.capture.inline import inline_regions
+from qpass.capture.numbers import write_numbers
 from qpass.capture.raising import raise_idioms
 from qpass.capture.sample import doubled, dynamic_shapes
 from qpass.capture.uses import find_owners, lift, split_uses
@@ -40,6 +42,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         exported, notes = _export(model, args, kwargs)
     program = _program(exported, model)
     positions = _drop_constant_inputs(program)
+    notes += _fixed_sizes(program)
     notes += raise_idioms(program)
     return Captured(
         program,
@@ -68,7 +71,7 @@ def _evaluating(model: nn.Module) -> Generator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad():
             yield
     finally:
         for module, mode in modes:
@@ -149,8 +152,10 @@ def _program(exported: ExportedProgram, model: nn.Module) -> Program:
         weights[names[spec.arg.name].name], sources[source] = Weight(source), tensor
     program = Program(graph, weights, sources, {})
     clean(program)
+    write_numbers(program, sources.keys() - stored.keys())
     split_uses(program)
     find_owners(program, model, {name: name for name in sources if name in stored})
+    spell_out_einsums(program)
     lift(program)
     split_uses(program)
     clean(program)
@@ -169,6 +174,19 @@ def _drop_constant_inputs(program: Program) -> tuple[int, ...]:
         else:
             program.graph.erase_node(node)
     return tuple(positions)
+
+
+def _fixed_sizes(program: Program) -> list[Note]:
+    """Say which leading sizes of token-like inputs the model itself fixes."""
+    notes: list[Note] = []
+    for node in program.inputs:
+        if read.is_floating(node):
+            continue
+        for axis, size in enumerate(read.shape(node)[:2]):
+            if isinstance(size, int):
+                why = f"axis {axis} has the fixed size {size}: the model depends on it"
+                notes.append(Note(done=False, where=node.name, why=why))
+    return notes
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -44,13 +44,13 @@ def _insert(
     program: Program,
     before: fx.Node,
     target: Callable[..., object],
-    args: tuple[object, ...],
-    kwargs: dict[str, object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
     origin: fx.Node,
 ) -> fx.Node:
     with program.graph.inserting_before(before):
         node = program.graph.call_function(
-            target, cast("tuple[Any, ...]", args), cast("dict[str, Any]", kwargs)
+            target, cast("tuple[Any, ...]", tuple(args)), cast("dict[str, Any]", dict(kwargs))
         )
     node.meta = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
     return node
@@ -134,6 +134,28 @@ def set_argument(node: fx.Node, name: str, value: object) -> None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
     else:
         node.update_kwarg(name, cast("Any", value))
+
+
+def write_as_value(
+    program: Program, write: fx.Node, value: fx.Node, pure: Callable[..., object]
+) -> None:
+    """Replace `write`, which changes `value` in place, by a call of `pure` that makes a new value.
+
+    What reads `value` behind the write reads the new value instead; no view of it may be read.
+    """
+    new = _insert(program, write, pure, write.args, write.kwargs, write)
+    new.meta["val"] = _fake_result(new)
+    kept, made = cast("Tensor", value.meta["val"]), cast("Tensor", new.meta["val"])
+    if made.dtype != kept.dtype:
+        new = call(program, write, torch.ops.aten.to.dtype, new, kept.dtype)
+    if made.shape != kept.shape:
+        raise TypeError(f"{write.format_node()}: does not make a value of the same shape")
+    behind = False
+    for node in list(program.graph.nodes):
+        if behind and value in node.all_input_nodes:
+            redirect(node, value, new)
+        behind = behind or node is write
+    replace(write, new)
 
 
 def fix(node: fx.Node, number: float) -> None:

@@ -9,7 +9,8 @@ from typing import final
 from torch import fx
 from torch._ops import OpOverload
 
-from qpass.ir import Note, Program, edit
+from qpass.ir import Note, Program, edit, read
+from qpass.ir.alias import written_memory
 from qpass.registry import Registry
 
 
@@ -32,7 +33,14 @@ RAISINGS: Registry[Raising] = Registry("raising", "qpass.capture.raising")
 
 
 def raise_idioms(program: Program) -> list[Note]:
-    """Apply every raising wherever its idiom is found."""
+    """Apply every raising wherever its idiom is found.
+
+    A raised operator reads its arguments later than the idiom did, so a graph that writes to
+    values of its own is left alone.
+    """
+    if own := [n for n in written_memory(program.graph) if n.op != "placeholder"]:
+        why = f"the graph writes in place to a result of {read.target_name(own[0])}"
+        return [Note(done=False, where=read.module_path(own[0]), why=why)]
     notes: list[Note] = []
     done: set[str] = set()
     waiting = sorted(RAISINGS, key=lambda raising: raising.name)
