@@ -28,13 +28,14 @@ void prepare(const LinearCodes& c, int64_t row_begin, int64_t row_end) {
 // sums += stored values of one line times the codes of R rows; unsigned, because a sum may wrap
 // before its start has been taken off
 template <int R, int Bits>
-void add_line(const uint8_t* line, const int8_t* x, int64_t row_bytes, Words (&sums)[R]) {
-  const Words words = load_words(line);
+QPASS_LANES void add_line(const uint8_t* line, const int8_t* x, int64_t row_bytes,
+                          Lanes<uint32_t> (&sums)[R]) {
+  const Lanes<uint32_t> words = load_lanes<uint32_t>(line);
   repeat<Bits == 4 ? 8 : 4>(QPASS_STEP(auto j) {
     constexpr int shift = 8 * (j.value % 4) + (j.value < 4 ? 0 : 4);
-    const Words values = words >> shift & (Bits == 4 ? 15u : 255u);
+    const Lanes<uint32_t> values = bits_from(words, shift, Bits == 4 ? 15u : 255u);
     repeat<R>(QPASS_STEP(auto r) {
-      sums[r] += values * static_cast<uint32_t>(int32_t{x[r * row_bytes + j]});
+      add_product(sums[r], values, static_cast<uint32_t>(int32_t{x[r * row_bytes + j]}));
     });
   });
 }
@@ -44,28 +45,29 @@ void tile(const LinearCodes& c, int64_t row, int64_t block) {
   const Weight& w = c.weight;
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
   const int8_t* x = c.padded + row * w.padded_k();
-  Floats total[R] = {};
+  Lanes<float> total[R];
+  repeat<R>(QPASS_STEP(auto r) { total[r] = splat(0.0f); });
   for (int64_t g = 0; g < w.groups; ++g) {
-    Words sums[R];
+    Lanes<uint32_t> sums[R];
     repeat<R>(QPASS_STEP(auto r) {
-      sums[r] = Words{} + static_cast<uint32_t>(c.starts[(row + r) * w.groups + g]);
+      sums[r] = splat(static_cast<uint32_t>(c.starts[(row + r) * w.groups + g]));
     });
     for (int64_t l = 0; l < w.group_lines; ++l, line += kLine, x += w.columns_per_line()) {
       add_line<R, Bits>(line, x, w.padded_k(), sums);
     }
     const int64_t at = (block * w.groups + g) * kRows;
-    const Floats s = w.scales ? load_halves(w.scales + at) : Floats{} + 1.0f;
-    const Floats m = w.offsets ? load_halves(w.offsets + at) : Floats{};
+    const Lanes<float> s = w.scales ? load_halves(w.scales + at) : splat(1.0f);
+    const Lanes<float> m = w.offsets ? load_halves(w.offsets + at) : splat(0.0f);
     repeat<R>(QPASS_STEP(auto r) {
-      total[r] += to_floats(sums[r]) * s;
-      if (w.offsets) total[r] += m * c.sums[(row + r) * w.groups + g];
+      add_product(total[r], to_floats(sums[r]), s);
+      if (w.offsets) add_product(total[r], m, c.sums[(row + r) * w.groups + g]);
     });
   }
-  for (int r = 0; r < R; ++r) {
+  repeat<R>(QPASS_STEP(auto r) {
     float y[kRows];
-    __builtin_memcpy(y, &total[r], sizeof(y));
+    store_lanes(y, total[r]);
     finish<float>(w, block, y, c.scales[row + r], c.out_type, c.out, row + r);
-  }
+  });
 }
 
 template <int Bits>

@@ -31,7 +31,13 @@ void prepare(const LinearReal& c, int64_t row_begin, int64_t row_end) {
 }
 
 template <class T>
-using Lanes __attribute__((vector_size(kRows * sizeof(T)))) = T;
+QPASS_LANES Lanes<T> converted(const Lanes<float>& v) {
+  float from[kRows];
+  T to[kRows];
+  store_lanes(from, v);
+  for (int n = 0; n < kRows; ++n) to[n] = static_cast<T>(from[n]);
+  return load_lanes<T>(to);
+}
 
 // scale * (stored - zero) + offset, for the 16 rows of each column
 template <class T, int Bits>
@@ -39,18 +45,19 @@ void decode(const Weight& w, int64_t block, T* panel) {
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
   for (int64_t g = 0; g < w.groups; ++g) {
     const int64_t at = (block * w.groups + g) * kRows;
-    const Floats s = w.scales ? load_halves(w.scales + at) : Floats{} + 1.0f;
-    const Floats m = w.offsets ? load_halves(w.offsets + at) : Floats{};
-    const Lanes<T> scale = __builtin_convertvector(s, Lanes<T>);
-    const Lanes<T> offset = __builtin_convertvector(m, Lanes<T>);
+    const Lanes<T> scale = converted<T>(w.scales ? load_halves(w.scales + at) : splat(1.0f));
+    const Lanes<T> offset = converted<T>(w.offsets ? load_halves(w.offsets + at) : splat(0.0f));
     for (int64_t l = 0; l < w.group_lines; ++l, line += kLine) {
-      const Words words = load_words(line);
+      const Lanes<uint32_t> words = load_lanes<uint32_t>(line);
       repeat<Bits == 4 ? 8 : 4>(QPASS_STEP(auto j) {
         constexpr int shift = 8 * (j.value % 4) + (j.value < 4 ? 0 : 4);
-        const Words stored = words >> shift & (Bits == 4 ? 15u : 255u);
-        const Floats q = to_floats(stored) - static_cast<float>(w.zero);
-        const Lanes<T> value = __builtin_convertvector(q, Lanes<T>) * scale + offset;
-        __builtin_memcpy(panel, &value, sizeof(value));
+        const Lanes<uint32_t> stored = bits_from(words, shift, Bits == 4 ? 15u : 255u);
+        Lanes<float> q = to_floats(stored);
+        repeat<Lanes<float>::kParts>(
+            QPASS_STEP(auto i) { q.part[i] = q.part[i] - static_cast<float>(w.zero); });
+        Lanes<T> value = offset;
+        add_product(value, converted<T>(q), scale);
+        store_lanes(panel, value);
         panel += kRows;
       });
     }
@@ -62,15 +69,14 @@ void tile(const LinearReal& c, const T* panel, int64_t row, int64_t block) {
   const int64_t k_end = c.weight.padded_k();
   const T* x = reinterpret_cast<const T*>(c.padded) + row * k_end;
   Lanes<T> total[R];
-  repeat<R>(QPASS_STEP(auto r) { total[r] = Lanes<T>{}; });
+  repeat<R>(QPASS_STEP(auto r) { total[r] = splat(T{0}); });
   for (int64_t k = 0; k < k_end; ++k, panel += kRows) {
-    Lanes<T> q;
-    __builtin_memcpy(&q, panel, sizeof(q));
-    repeat<R>(QPASS_STEP(auto r) { total[r] += q * x[r * k_end + k]; });
+    const Lanes<T> q = load_lanes<T>(panel);
+    repeat<R>(QPASS_STEP(auto r) { add_product(total[r], q, x[r * k_end + k]); });
   }
   repeat<R>(QPASS_STEP(auto r) {
     T y[kRows];
-    __builtin_memcpy(y, &total[r], sizeof(y));
+    store_lanes(y, total[r]);
     finish<T>(c.weight, block, y, T{1}, c.type, c.out, row + r);
   });
 }

@@ -14,37 +14,52 @@ const char* refuse(const Rows&) { return nullptr; }
 // a row in double, and one block of it
 size_t scratch(const Rows& c) { return static_cast<size_t>(2 * c.n) * sizeof(double); }
 
-template <class T>
-using Lanes __attribute__((vector_size(16 * sizeof(T)))) = T;
+// v with each lane and the one `Half` lanes away exchanged
+template <int Half, class T>
+QPASS_LANES Register<T> exchanged(Register<T> v) {
+  constexpr int lanes = kRegisterBytes / sizeof(T);
+  if constexpr (lanes == 8) {
+    return __builtin_shufflevector(v, v, 0 ^ Half, 1 ^ Half, 2 ^ Half, 3 ^ Half, 4 ^ Half, 5 ^ Half,
+                                   6 ^ Half, 7 ^ Half);
+  } else if constexpr (lanes == 4) {
+    return __builtin_shufflevector(v, v, 0 ^ Half, 1 ^ Half, 2 ^ Half, 3 ^ Half);
+  } else {
+    return __builtin_shufflevector(v, v, 0 ^ Half, 1 ^ Half);
+  }
+}
 
-// butterflies of 2, 4, 8 and 16 neighbours
+// all butterflies inside one register
 template <class T>
-void inside(T* x) {
-  Lanes<T> v;
+QPASS_LANES void inside(T* x) {
+  constexpr int lanes = kRegisterBytes / sizeof(T);
+  Register<T> v;
   __builtin_memcpy(&v, x, sizeof(v));
-  const auto step = [&](Lanes<T> partner, int half) {
-    // the upper of each pair counts negatively
-    Lanes<T> sign;
-    for (int n = 0; n < 16; ++n) sign[n] = n & half ? T{-1} : T{1};
-    v = v * sign + partner;
-  };
-  step(__builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14), 1);
-  step(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13), 2);
-  step(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11), 4);
-  step(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7), 8);
+  repeat<3>(QPASS_STEP(auto stage) {
+    constexpr int half = 1 << stage.value;
+    if constexpr (half < lanes) {
+      // the upper of each pair counts negatively
+      T signs[lanes];
+      for (int n = 0; n < lanes; ++n) signs[n] = n & half ? T{-1} : T{1};
+      Register<T> sign;
+      __builtin_memcpy(&sign, signs, sizeof(sign));
+      v = v * sign + exchanged<half, T>(v);
+    }
+  });
   __builtin_memcpy(x, &v, sizeof(v));
 }
 
 template <class T>
 void butterflies(T* x, int64_t power) {
-  const bool wide = power % 16 == 0;
-  for (int64_t i = 0; wide && i < power; i += 16) inside(x + i);
-  for (int64_t half = wide ? 16 : 1; half < power; half *= 2) {
+  constexpr int64_t lanes = kRegisterBytes / sizeof(T);
+  const bool wide = power >= lanes;
+  for (int64_t i = 0; wide && i < power; i += lanes) inside(x + i);
+  for (int64_t half = wide ? lanes : 1; half < power; half *= 2) {
     for (int64_t first = 0; first < power; first += 2 * half) {
-      for (int64_t i = first; i < first + half; ++i) {
-        const T low = x[i], high = x[i + half];
-        x[i] = low + high;
-        x[i + half] = low - high;
+      T *lows = x + first, *highs = lows + half;
+      for (int64_t i = 0; i < half; ++i) {
+        const T low = lows[i], high = highs[i];
+        lows[i] = low + high;
+        highs[i] = low - high;
       }
     }
   }
@@ -53,17 +68,18 @@ void butterflies(T* x, int64_t power) {
 // rows to .. to + R of mixed = norm * factor.T @ x, 16 columns from j
 template <class T, int R>
 void mix_tile(const Rows& c, const T* x, T* mixed, int64_t to, int64_t j, T norm) {
-  Lanes<T> sums[R] = {};
+  Lanes<T> sums[R];
+  repeat<R>(QPASS_STEP(auto r) { sums[r] = splat(T{0}); });
   for (int64_t from = 0; from < c.order; ++from) {
-    Lanes<T> v;
-    __builtin_memcpy(&v, x + from * c.power + j, sizeof(v));
+    const Lanes<T> v = load_lanes<T>(x + from * c.power + j);
     repeat<R>(QPASS_STEP(auto r) {
-      sums[r] += v * load<T>(c.part_type, c.factor, from * c.order + to + r);
+      add_product(sums[r], v, load<T>(c.part_type, c.factor, from * c.order + to + r));
     });
   }
   repeat<R>(QPASS_STEP(auto r) {
-    const Lanes<T> v = sums[r] * norm;
-    __builtin_memcpy(mixed + (to + r) * c.power + j, &v, sizeof(v));
+    Lanes<T> scaled = splat(T{0});
+    add_product(scaled, sums[r], norm);
+    store_lanes(mixed + (to + r) * c.power + j, scaled);
   });
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,33 @@ def test_the_cap_decides_which_kernel_serves() -> None:
 
 
 @needs_library
+def test_every_set_that_is_built_serves_many_rows() -> None:
+    packed = random_packed(32, 64, 2, (4, True, True), torch.Generator().manual_seed(1))
+    for isa in paths():
+        with native.capped(isa):
+            codes = native.explain_linear(64, packed, torch.bfloat16, integer_activations=True)
+            real = native.explain_linear(64, packed, torch.bfloat16, integer_activations=False)
+        assert codes.kernel == f"linear_codes_{isa.name.lower()}"
+        assert real.kernel == f"linear_real_{isa.name.lower()}"
+
+
+@needs_library
+def test_a_reason_says_why_a_better_kernel_was_passed_over() -> None:
+    packed = random_packed(32, 64, 2, (4, True, True), torch.Generator().manual_seed(1))
+    calls = {
+        "fewer rows than a tile has": (3, torch.bfloat16),
+        "the input is not bfloat16": (64, torch.float32),
+        "it does not compute in float64": (64, torch.float64),
+    }
+    with native.capped(max(paths())):
+        for why, (rows, dtype) in calls.items():
+            choice = native.explain_linear(rows, packed, dtype, integer_activations=False)
+            if Isa.AMX_EMULATED in paths():
+                assert why in {refusal.why for refusal in choice.refused}
+            assert choice.kernel.startswith("linear_real_")
+
+
+@needs_library
 def test_every_operator_is_explained() -> None:
     packed = random_packed(32, 64, 2, (8, True, False), torch.Generator().manual_seed(1))
     codes = torch.ones(3, 4, dtype=torch.int8)
@@ -61,9 +89,10 @@ def test_device_is_a_value() -> None:
     assert device.this_device().compiled == (native.load().why is None)
 
 
-def test_without_a_library_operators_run_and_the_reason_is_told() -> None:
-    program = """
+def test_without_a_library_operators_run_and_the_reason_is_told(tmp_path: Path) -> None:
+    program = f"""
 import pathlib, torch
+import qpass._kernels
 from qpass import ops
 from qpass.runtime import native
 native.FILE = "libqpass_missing.so"
@@ -75,20 +104,14 @@ packed = ops.pack_linear(torch.ones(3, 8, dtype=torch.int8), torch.ones(3), bits
 assert ops.linear_codes(codes, scales, packed, None, torch.float32).shape == (2, 3)
 choice = native.explain_linear(2, packed, torch.float32, integer_activations=True)
 assert choice.kernel == native.PLAIN and choice.refused[0].why == found.why
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
 
-
-def test_a_library_that_does_not_load_is_a_reason(tmp_path: object) -> None:
-    program = f"""
-import pathlib
-import qpass._kernels
-from qpass.runtime import native
 place = pathlib.Path({str(tmp_path)!r})
 (place / native.FILE).write_text("not a library")
 qpass._kernels.__path__.insert(0, str(place))
+native.load.cache_clear()
 found = native.load()
 assert found.why is not None and "does not load" in found.why, found
+assert ops.linear_codes(codes, scales, packed, None, torch.float32).shape == (2, 3)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
