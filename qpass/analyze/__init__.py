@@ -5,8 +5,10 @@ from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.matmuls import Matmul, find_matmuls
 from qpass.analyze.regions import Region, Site, Span, find_regions
 from qpass.analyze.rotatable import rotatable_regions
+from qpass.analyze.rules.views import MOVES
 
 __all__ = [
+    "MOVES",
     "Matmul",
     "Pin",
     "Region",

@@ -166,10 +166,17 @@ def _regions(c: Constraints) -> tuple[Region, ...]:
 
 
 def _name(program: Program, site: Site) -> str:
-    """The region as a slice of its first weight, which no other region shares."""
+    """The region as a slice of its first weight, which no other region shares.
+
+    A layer that is called again is `path@1`, `path@2`, ... as in the trace.
+    """
+    path = program.site(site.use)
+    uses = [n.name for n in program.graph.nodes if program.weight(n) is not None]
+    call = [use for use in uses if program.site(use) == path].index(site.use)
     start, stride = site.block.offset, site.block.strides[-1]
     span = f"{start}:{start + site.block.width * stride}" + (f":{stride}" if stride > 1 else "")
-    return f"{program.site(site.use)}[{', '.join([':'] * site.axis + [span])}]"
+    again = f"@{call}" if call else ""
+    return f"{path}{again}[{', '.join([':'] * site.axis + [span])}]"
 
 
 class _Placed:

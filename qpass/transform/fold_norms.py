@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import fx
 
-from qpass.analyze import Matmul, Region, Role, find_matmuls, find_regions
+from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
 from qpass.ir import (
     AddProduct,
     Block,
@@ -56,7 +56,7 @@ class FoldNorms(Pass):
             if gain is None and bias is None:
                 continue
             region = regions.get((gain or bias or norm).name)
-            readers = _readers(region, gain, bias, matmuls)
+            readers = _readers(region, gain, bias, matmuls, _moved(norm))
             if isinstance(readers, str):
                 notes.append(Note(done=False, where=_where(program, norm), why=readers))
                 continue
@@ -83,6 +83,7 @@ def _readers(
     gain: fx.Node | None,
     bias: fx.Node | None,
     matmuls: dict[str, Matmul],
+    moved: frozenset[str],
 ) -> tuple[Matmul, ...] | str:
     """The products that read a norm, or why it cannot be folded into them."""
     if region is None:
@@ -101,8 +102,20 @@ def _readers(
         reader = matmuls[site.use]
         if bias is not None and not reader.takes_bias:
             return f"{reader.node} cannot add the norm's bias"
+        if bias is not None and reader.value not in moved:
+            return f"its bias does not reach {reader.node} unchanged"
         readers.append(reader)
     return tuple(readers)
+
+
+def _moved(value: fx.Node) -> frozenset[str]:
+    """The values that hold entries of `value` and nothing else."""
+    found, pending = {value.name}, [value]
+    while pending:
+        moved = [user for user in pending.pop().users if read.calls(user, *MOVES)]
+        found |= {node.name for node in moved}
+        pending += moved
+    return frozenset(found)
 
 
 def _fold(

@@ -18,8 +18,7 @@ aten = torch.ops.aten
 
 _END = 2**62  # larger stops mean "to the end"
 
-
-@rule(
+_RESHAPES = (
     aten.view.default,
     aten.reshape.default,
     aten._unsafe_view.default,
@@ -30,13 +29,52 @@ _END = 2**62  # larger stops mean "to the end"
     aten.flatten.using_ints,
     aten.unflatten.int,
 )
+_PERMUTES = (
+    aten.transpose.int,
+    aten.t.default,
+    aten.permute.default,
+    aten.mT.default,
+    aten.numpy_T.default,
+)
+_SPLITS = (
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+)
+_COPIES = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten._to_copy.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+)
+
+# operators whose result holds entries of their first argument and nothing else
+MOVES = frozenset(
+    {
+        *_RESHAPES,
+        *_PERMUTES,
+        *_SPLITS,
+        *_COPIES,
+        aten.expand.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        operator.getitem,
+    }
+)
+
+
+@rule(*_RESHAPES)
 def _view(node: fx.Node, c: Constraints) -> None:
     c.give(node, c.view(c.layout(read.value(node, "self")), _shape(node)))
 
 
-@rule(
-    aten.transpose.int, aten.t.default, aten.permute.default, aten.mT.default, aten.numpy_T.default
-)
+@rule(*_PERMUTES)
 def _permute(node: fx.Node, c: Constraints) -> None:
     layout = list(c.layout(read.value(node, "self")))
     rank = len(layout)
@@ -98,12 +136,7 @@ def _select(node: fx.Node, c: Constraints) -> None:
     c.give(node, layout[:dim] + layout[dim + 1 :])
 
 
-@rule(
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-)
+@rule(*_SPLITS)
 def _split(node: fx.Node, c: Constraints) -> None:
     """The pieces are made where they are taken out of the tuple."""
 
@@ -111,13 +144,7 @@ def _split(node: fx.Node, c: Constraints) -> None:
 @rule(operator.getitem)
 def _take(node: fx.Node, c: Constraints) -> None:
     source, index = cast("tuple[fx.Node, int]", node.args)
-    if not read.calls(
-        source,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.chunk.default,
-        aten.unbind.int,
-    ):
+    if not read.calls(source, *_SPLITS):
         if read.fake(node) is not None:
             c.give_fresh(node)
             c.pin_all(node, f"{read.target_name(source)} has no rule")
@@ -158,17 +185,7 @@ def _cat(node: fx.Node, c: Constraints) -> None:
     c.give(node, [joined if d == dim else merged[d] for d in range(len(shape))])
 
 
-@rule(
-    aten.to.dtype,
-    aten.to.device,
-    aten.to.dtype_layout,
-    aten._to_copy.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.lift_fresh_copy.default,
-)
+@rule(*_COPIES)
 def _copy(node: fx.Node, c: Constraints) -> None:
     source = next(iter(node.all_input_nodes))
     if read.is_floating(source) and read.is_floating(node):
@@ -203,6 +220,3 @@ def _lost(node: fx.Node, dim: int, axis: Axis, c: Constraints) -> Axis:
     out = fresh(_shape(node)[dim])
     c.pin(out, why)
     return out
-
-
-__all__: list[str] = []

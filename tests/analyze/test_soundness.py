@@ -1,0 +1,171 @@
+"""Is what the analysis calls free really free, in models that nobody wrote by hand?"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from qpass.analyze import Region, find_regions
+from qpass.analyze.constraints import Constraints
+from qpass.analyze.rules import base
+from qpass.capture.export import capture
+from qpass.ir import Block, Program, Step, read, run_passes
+from qpass.plan import Recipe
+from qpass.plan.choose import choose
+from qpass.rotations import Group, Key
+from qpass.rotations.elements import sample
+from qpass.transform import FoldNorms, InsertOnline, RotateRegions
+from tests.analyze.blocks import BLOCKS, net, tokens
+
+aten = torch.ops.aten
+
+# a sound change of these models measures below 1e-12, an unsound one above 1e-4
+LIMIT = 1e-9
+
+# groups that say something else while norms have their gains
+WITH_GAINS = (Group.DIAGONAL, Group.PERMUTATION, Group.ORTHOGONAL)
+PLANES = (Group.PLANE_ROTATIONS, Group.PLANE_SCALES, Group.ROPE_PLANES)
+
+
+@dataclass(frozen=True, eq=False)
+class Changed(Step):
+    """The coordinates of `block` on `axis`, changed by one matrix per head."""
+
+    matrices_hnn: Tensor
+    axis: int
+    block: Block
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        assert weight is not None
+        moved = weight.movedim(self.axis, -1).clone()
+        for row in self.block.indices():
+            for at, matrix in zip(row, self.matrices_hnn, strict=True):
+                moved[..., at] = moved[..., at] @ matrix
+        return moved.movedim(-1, self.axis)
+
+
+def change(program: Program, region: Region, seed: int) -> None:
+    """Change a region by random elements of its group, in all the weights that absorb it."""
+    matrices = torch.stack(
+        [sample(region.group, region.width, Key(f"{h}", seed)) for h in range(region.heads)]
+    )
+    for site in region.sites:
+        own = torch.linalg.inv(matrices).mT if site.dual else matrices
+        program.weights[site.use] = program.weights[site.use].then(
+            Changed(own if site.block.head is not None else own[:1], site.axis, site.block)
+        )
+
+
+@functools.cache
+def programs(names: tuple[str, ...], seed: int) -> tuple[Program, tuple[object, ...], Tensor]:
+    """A model as captured, its flat inputs and its output."""
+    inputs = {"tokens": tokens(seed)}
+    captured = capture(net(names, seed), inputs)
+    flat = captured.flatten(inputs)
+    (want,) = captured.program.run(*flat, widen=True)
+    assert isinstance(want, Tensor)
+    return captured.program, flat, want
+
+
+def differs(got: object, want: Tensor) -> bool:
+    assert isinstance(got, Tensor)
+    return not bool((got - want).abs().max() <= LIMIT * want.abs().max())
+
+
+def unsound(names: tuple[str, ...], seed: int, groups: tuple[Group, ...] = tuple(Group)) -> str:
+    """Which regions are called free and are not, or nothing."""
+    captured, flat, want = programs(names, seed)
+    folded, _ = run_passes(captured, [FoldNorms()])
+    tried = [(folded, group) for group in groups]
+    tried += [(captured, group) for group in groups if group in WITH_GAINS]
+    for program, group in tried:
+        regions = [r for r in find_regions(program, group) if r.free]
+        regions = [r for r in regions if group not in PLANES or r.width % 2 == 0]
+        changed = Program(program.graph, dict(program.weights), program.sources, program.owners)
+        for i, region in enumerate(regions):
+            change(changed, region, seed + i)
+        if differs(changed.run(*flat, widen=True)[0], want):
+            return f"{group}: one of {[region.name for region in regions]}"
+    return ""
+
+
+def mixtures(count: int) -> list[tuple[str, ...]]:
+    """Models of three blocks in which every block occurs `count` times."""
+    order = random.Random(0)
+    names = [name for _ in range(count) for name in order.sample(sorted(BLOCKS), len(BLOCKS))]
+    return [tuple(names[i : i + 3]) for i in range(0, len(names), 3)]
+
+
+MODELS = list(enumerate(mixtures(2)))
+
+
+@pytest.mark.parametrize(("seed", "names"), MODELS, ids=str)
+def test_free_regions_are_free(seed: int, names: tuple[str, ...]) -> None:
+    assert unsound(names, seed) == ""
+
+
+@pytest.mark.parametrize(("seed", "names"), MODELS, ids=str)
+def test_exact_passes_are_exact(seed: int, names: tuple[str, ...]) -> None:
+    program, flat, want = programs(names, seed)
+    program, _ = run_passes(program, [FoldNorms()])
+    plan = choose(program, Recipe("rotated", rotation="on", residual="haar", value="haar"))
+    for step in (RotateRegions(plan.rotated), InsertOnline(plan.online)):
+        assert not differs(program.run(*flat, widen=True)[0], want)
+        program, notes = run_passes(program, [step])
+        assert all(note.done for note in notes)
+    assert not differs(program.run(*flat, widen=True)[0], want)
+
+
+def through(name: str) -> base.Rule:
+    """The wrong rule that a result changes like its argument `name`."""
+    return lambda node, c: c.give(node, c.layout(read.value(node, name)))
+
+
+def without_bias(node: fx.Node, c: Constraints) -> None:
+    """The wrong rule for a linear layer, which forgets its bias."""
+    matrix = c.layout(read.value(node, "weight"))
+    values = c.layout(read.value(node, "input"))
+    c.contract(values, -1, matrix, -1)
+    c.give(node, (*values[:-1], matrix[0]))
+
+
+# the operators that get a wrong rule, the rule, a group that shows it, and blocks with the operator
+PLANTED = {
+    "a tie through relu": (
+        (aten.relu.default, aten.gelu.default),
+        through("self"),
+        Group.ORTHOGONAL,
+        ("Plain", "Gated"),
+    ),
+    "an ignored gain": (
+        (aten.rms_norm.default, aten.layer_norm.default),
+        through("input"),
+        Group.PERMUTATION,
+        ("Attention", "Plain"),
+    ),
+    "a forgotten bias": (
+        (aten.linear.default,),
+        without_bias,
+        Group.ORTHOGONAL,
+        ("Attention", "Plain"),
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_wrong_rule_is_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, wrong, group, names = PLANTED[bug]
+    for target in targets:
+        monkeypatch.setitem(base._RULES, target, wrong)
+    assert any(unsound(names, seed, (group,)) for seed in range(3))
+
+
+def test_a_mixture_of_heads_that_nobody_notes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Constraints, "mix", lambda *_: None)
+    assert any(unsound(("MixedHeads",), seed, (Group.ORTHOGONAL,)) for seed in range(3))
