@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
@@ -18,6 +18,7 @@ from qpass.plan import Plan
 from qpass.targets.record import record_of, set_record
 from qpass.targets.replacing import Encode, build_layers, held, nearest
 from qpass.targets.stored import to_stored
+from qpass.targets.ties import untie
 
 T = TypeVar("T")
 
@@ -49,11 +50,13 @@ def write_back(
         folded=(*done.folded, *(slot.path for slot in folded)),
         biases=(*done.biases, *(slot.path for slot in tensors if slot.new)),
     )
-    with _all_or_nothing(model):
+    with _all_or_nothing(model) as undo:
         for path, layer in layers.items():
             _swap(model, path, layer)
         for slot in (*tensors, *folded):
             slot.fill(model)
+        if record.untied:
+            undo.callback(untie(model))
         if record.quantized:
             # codes have no gradient; what is still float would train against a frozen remainder
             model.requires_grad_(False)
@@ -220,8 +223,8 @@ def _swap(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 @contextmanager
-def _all_or_nothing(model: nn.Module) -> Generator[None]:
-    """Undo every change of the module tree when the block raises."""
+def _all_or_nothing(model: nn.Module) -> Generator[ExitStack]:
+    """Undo every change of the module tree, and what the block adds, when the block raises."""
     restores = [
         restore
         for module in model.modules()
@@ -234,9 +237,11 @@ def _all_or_nothing(model: nn.Module) -> Generator[None]:
     persistence = [(m, set(m._non_persistent_buffers_set)) for m in model.modules()]
     gradients = [(p, p.requires_grad) for p in model.parameters()]
     record = record_of(model)
+    undo = ExitStack()
     try:
-        yield
+        yield undo
     except BaseException:
+        undo.close()
         for restore in restores:
             restore()
         for module, names in persistence:

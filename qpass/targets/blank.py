@@ -1,0 +1,220 @@
+"""Which layers a checkpoint holds, and what stands in their places until its tensors are there."""
+
+# N out_features, K in_features, G groups of a row
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+
+from qpass.errors import BadInput
+from qpass.ops import PackedLinear, from_nibbles, pack_linear
+from qpass.rotations import Transform
+from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
+
+
+def float_type(name: str) -> torch.dtype:
+    """The type a checkpoint calls `name`."""
+    if name not in _DTYPES:
+        raise BadInput(f"{name!r} is no type that a model computes in")
+    return _DTYPES[name]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What decides a layer but for the values of its tensors.
+
+    `bits` is None for a float layer; `groups` counts the scales of a row beside its own (0: none).
+    `bias` names the type of the bias.
+    """
+
+    path: str
+    kind: str
+    rows: int
+    columns: int
+    dtype: str
+    bits: int | None = None
+    groups: int = 0
+    offsets: bool = False
+    bias: str | None = None
+    activation_bits: int | None = None
+    transform: Transform | None = None
+    transposed: bool = False
+    padding_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "rotated", "embedding"):
+            raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
+        for name in filter(None, (self.dtype, self.bias)):
+            float_type(name)
+
+    def tensors(self) -> Shapes:
+        """The shape and type of each tensor that the checkpoint has for the layer."""
+        n, k = self.rows, self.columns
+        if self.kind == "embedding":
+            return {"codes": ((n, k), torch.int8), "row_scales": ((n,), torch.float32)}
+        bias: Shapes = {} if self.bias is None else {"bias": ((n,), _DTYPES[self.bias])}
+        if self.kind == "rotated":
+            return {"rotated": ((n, k), _DTYPES[self.dtype]), **bias}
+        four = self.bits == 4
+        found: Shapes = {
+            "codes": ((n, -(-k // 2)), torch.uint8) if four else ((n, k), torch.int8),
+            "row_scales": ((n,), torch.float32),
+        }
+        if self.groups:
+            found["group_scales"] = ((n, self.groups), torch.float16)
+        if self.offsets:
+            found["group_offsets"] = ((n, self.groups), torch.float16)
+        return {**found, **bias}
+
+    @staticmethod
+    def read(table: Mapping[str, object]) -> Form:
+        """The form that `dataclasses.asdict` made a table of."""
+        fields = dict(table)
+        turn = fields.pop("transform", None)
+        try:
+            transform = None if turn is None else Transform(**cast("Mapping[str, int]", turn))  # type: ignore[arg-type]
+            return Form(**fields, transform=transform)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise BadInput(f"a layer of the checkpoint is not understood: {error}") from error
+
+
+@final
+class Blank(nn.Module):
+    """The tensors of one layer in the form of checkpoints, to be filled by whoever reads them."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        for name, (shape, dtype) in form.tensors().items():
+            empty = torch.empty(shape, dtype=dtype, device="meta")
+            if form.kind == "rotated":
+                self.register_parameter(name, nn.Parameter(empty))
+            else:
+                self.register_buffer(name, empty)
+
+    def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The layer with these tensors, computing in `dtype` (None: as it was saved)."""
+        form = self.form
+        held = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        if empty := [name for name, tensor in held.items() if tensor.is_meta]:
+            raise BadInput(f"{form.path}: the checkpoint has no {', '.join(empty)}")
+        for name, (shape, _) in form.tensors().items():
+            if tuple(held[name].shape) != shape:
+                found = tuple(held[name].shape)
+                raise BadInput(f"{form.path}.{name}: has shape {found}, expected {shape}")
+        dtype = dtype or _DTYPES[form.dtype]
+        if form.kind == "embedding":
+            codes, scales = held["codes"], held["row_scales"]
+            return QuantizedEmbedding(codes, scales, dtype=dtype, padding_idx=form.padding_idx)
+        if form.kind == "rotated":
+            assert form.transform is not None
+            return RotatedLinear(
+                held["rotated"],
+                held.get("bias"),
+                transform=form.transform,
+                transposed=form.transposed,
+            )
+        return QuantizedLinear(
+            _packed(form, held),
+            held.get("bias"),
+            dtype=dtype,
+            activation_bits=form.activation_bits,
+            transform=form.transform,
+            transposed=form.transposed,
+        )
+
+
+def describe(model: nn.Module) -> tuple[Form, ...]:
+    """The form of every layer that qpass put into `model`, by path."""
+    found = (_form(path, module) for path, module in model.named_modules())
+    return tuple(sorted((form for form in found if form is not None), key=lambda form: form.path))
+
+
+def place(model: nn.Module, forms: Iterable[Form]) -> None:
+    """Put a blank wherever the checkpoint has a layer of its own."""
+    for form in forms:
+        _put(model, form.path, Blank(form))
+
+
+def finish(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Turn every blank, now filled, into its layer."""
+    blanks = [(path, m) for path, m in model.named_modules() if isinstance(m, Blank)]
+    for path, blank in blanks:
+        _put(model, path, blank.layer(dtype))
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    try:
+        owner = model.get_submodule(parent)
+        old = owner.get_submodule(name)
+    except AttributeError as error:
+        raise BadInput(
+            f"the checkpoint has a layer {path}, the model has none; is it another model?"
+        ) from error
+    module.train(old.training)
+    owner._modules[name] = module
+
+
+def _form(path: str, module: nn.Module) -> Form | None:
+    if isinstance(module, QuantizedEmbedding):
+        dtype, padding = _name(module.dtype), module.padding_idx
+        rows, columns = module.num_embeddings, module.embedding_dim
+        return Form(path, "embedding", rows, columns, dtype, bits=8, padding_idx=padding)
+    if isinstance(module, QuantizedLinear):
+        return Form(
+            path,
+            "linear",
+            module.out_features,
+            module.in_features,
+            _name(module.dtype),
+            bits=module.bits,
+            groups=0 if module.group_scales is None else module.groups,
+            offsets=module.group_offsets is not None,
+            bias=None if module.bias is None else _name(module.bias.dtype),
+            activation_bits=module.activation_bits,
+            transform=None if module.online is None else module.online.transform,
+            transposed=module.transposed,
+        )
+    if isinstance(module, RotatedLinear):
+        return Form(
+            path,
+            "rotated",
+            module.out_features,
+            module.in_features,
+            _name(module.rotated.dtype),
+            bias=None if module.bias is None else _name(module.bias.dtype),
+            transform=module.online.transform,
+            transposed=module.transposed,
+        )
+    return None
+
+
+def _packed(form: Form, held: Mapping[str, Tensor]) -> PackedLinear:
+    bits = form.bits or 8
+    codes = held["codes"]
+    if bits == 4:
+        codes = from_nibbles(codes, form.columns, signed=not form.offsets)
+    return pack_linear(
+        codes,
+        held["row_scales"].clone(),
+        held.get("group_scales"),
+        held.get("group_offsets"),
+        bits=bits,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
