@@ -32,6 +32,9 @@ _COMPANIONS = (
     "processor_config.json",
 )
 
+# from here on `from_pretrained` reads what `save` writes
+announce()
+
 
 def save(model: nn.Module, where: str | Path) -> None:
     """Write `model` to the directory `where`; the same model gives the same bytes.
@@ -75,7 +78,6 @@ def load(where: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"{where} holds the state of a plain module; "
             "pass a fresh one to fill: qpass.load(where, model=MyModel())"
         )
-    announce()
     return load_model(where)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from qpass.capture.export import capture
 from qpass.ir import Note, run_passes
-from qpass.plan import Plan, Recipe
+from qpass.plan import Recipe
 from qpass.plan.choose import choose
 from qpass.targets.module import write_back
 from qpass.targets.replaceable import refusals
@@ -30,6 +30,6 @@ def apply(
     before = capture(model, inputs).program
     folded, notes = run_passes(before, [FoldNorms()])
     refused = refusals(model, before)
-    plan: Plan = choose(folded, recipe, refusals=refused, stored=True)
+    plan = choose(folded, recipe, refusals=refused, stored=True)
     after, more = run_passes(folded, [RotateRegions(plan.rotated), InsertOnline(plan.online)])
     return [*notes, *more, *write_back(model, before, after, plan, encode)]

@@ -14,7 +14,6 @@ import transformers
 
 from qpass.errors import BadInput, StateError
 from qpass.hf.checkpoint import load, save
-from qpass.hf.hook import announce
 from qpass.targets import checkpoint
 from qpass.targets.layers import QuantizedLinear
 from qpass.targets.record import record_of
@@ -68,7 +67,6 @@ def test_a_language_model_comes_back(saved) -> None:
 
 def test_transformers_reads_it_too(saved) -> None:
     model, where = saved
-    announce()
     back = transformers.AutoModelForCausalLM.from_pretrained(where)
     assert torch.equal(output(model, INPUTS), output(back, INPUTS))
     assert back.dtype is torch.float32
@@ -84,7 +82,7 @@ def test_transformers_reads_it_too(saved) -> None:
 
 def test_transformers_may_be_imported_later() -> None:
     code = (
-        "import sys, qpass.hf.hook as hook; hook.announce()"
+        "import sys, qpass"
         "; assert 'transformers' not in sys.modules"
         "; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known"
         "; assert 'qpass' in known"
