@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-import torch
 from torch import nn
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
@@ -50,20 +49,13 @@ class Compiling:
         """The modules that hold `tensor`."""
         return self._holders.get(id(tensor), ())
 
-    def training(self, program: Program) -> bool:
-        """Whether the program is that of a module in training mode.
+    def training(self, tensors: Iterable[object]) -> bool:
+        """Whether a module that holds one of `tensors` is in training mode.
 
         A mode that the code never asks for leaves no trace: a module switched to it later runs
         the graph that it has.
         """
-        held = (self.holders(source) for source in program.sources.values())
-        if any(holder.module.training for holders in held for holder in holders):
-            return True
-        dropouts = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)
-        return any(
-            read.calls(node, *dropouts) and read.argument(node, "train") is True
-            for node in program.graph.nodes
-        )
+        return any(h.module.training for tensor in tensors for h in self.holders(tensor))
 
     def name_owners(self, traced: Traced) -> Traced:
         """Tell uses of a shared parameter apart: each belongs to the module that reads it."""

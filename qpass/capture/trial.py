@@ -29,7 +29,8 @@ def trial_inputs(traced: Traced, examples: Sequence[object]) -> tuple[object, ..
         given = examples[position]
         if isinstance(given, Tensor) and node.name in rows:
             given = _tokens(given, rows[node.name])
-        inputs.append(given if isinstance(given, Tensor) else _number(given))
+        # the graph may write to what it is given
+        inputs.append(given.clone() if isinstance(given, Tensor) else _number(given))
     return tuple(inputs)
 
 

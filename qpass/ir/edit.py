@@ -166,6 +166,15 @@ def fix(node: fx.Node, number: float) -> None:
     node.graph.erase_node(node)
 
 
+def order_inputs(graph: fx.Graph, placeholders: Sequence[fx.Node]) -> None:
+    """Let a function of this graph take its arguments in this order, each by a name of its own."""
+    for node in reversed(placeholders):
+        node.target = node.name
+        first = next(iter(graph.nodes))
+        if node is not first:
+            first.prepend(node)
+
+
 def inline(node: fx.Node, body: fx.Graph, args: Sequence[object]) -> None:
     """Replace a call of `body` on `args`, whose results are read by index, with its nodes."""
     env: dict[fx.Node, Any] = dict(

@@ -102,6 +102,16 @@ class Plan:
         text = json.dumps(self.table(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def joined(self, other: Plan) -> Plan:
+        """These choices, and those of `other` for regions and sites that have none here."""
+        return Plan(
+            self.recipe,
+            tuple({r.region: r for r in (*other.rotated, *self.rotated)}.values()),
+            tuple({o.site: o for o in (*other.online, *self.online)}.values()),
+            tuple({q.site: q for q in (*other.quantized, *self.quantized)}.values()),
+            tuple({*self.declined, *other.declined}),
+        )
+
     @staticmethod
     def load(path: str | Path) -> Plan:
         """The plan in a file; one that cannot be read is a BadInput."""

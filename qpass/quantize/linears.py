@@ -147,7 +147,7 @@ def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) 
         return Note(False, choice.site, "left float: its shape is symbolic")
     form = AsPacked(choice.weight, choice.rounding, matmul.reads)
     parts = _parts(program, use, form)
-    bias = None if matmul.bias is None else program.node(matmul.bias)
+    bias = None if matmul.bias is None else _exact(program, program.node(matmul.bias))
     sizes = (bias, form.bits, shape[matmul.reads], shape[matmul.writes])
     if choice.activation is None:
         new = edit.call(program, node, qpass.linear.real, value, *parts, *sizes, like=node)
@@ -157,6 +157,14 @@ def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) 
         new = edit.call(program, node, qpass.linear.codes, *args, like=node)
     edit.replace(node, new)
     return Note(True, choice.site, _described(choice))
+
+
+def _exact(program: Program, bias: fx.Node) -> fx.Node:
+    """A bias as exact as the sums it is added to: one that a pass has changed is not rounded."""
+    weight, like = program.weights[bias.name], read.fake(bias)
+    if not weight.steps or like is None or like.dtype not in (torch.bfloat16, torch.float16):
+        return bias
+    return edit.derive_use(program, bias, weight, like.float(), program.owners.get(bias.name))
 
 
 def _look_up(program: Program, node: fx.Node, table: fx.Node, choice: Quantized) -> Note:

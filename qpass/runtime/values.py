@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -12,6 +14,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # its version, and where it lies
 State = tuple[int, int]
+# where several tensors lie, and their versions
+Stamps = tuple[int, ...]
+
+_version = operator.attrgetter("_version")
 
 
 def state(tensor: Tensor) -> State:
@@ -27,6 +33,15 @@ def state(tensor: Tensor) -> State:
 def stamp(tensor: Tensor) -> State:
     """The version and the place of a tensor, whatever became of its memory."""
     return (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
+
+
+def stamps(tensors: Sequence[Tensor]) -> Stamps:
+    """The stamps of many tensors, for comparison with earlier ones; this runs at every call."""
+    places = map(Tensor.data_ptr, tensors)
+    # tensors made in inference mode have no versions
+    if any(map(Tensor.is_inference, tensors)):
+        return tuple(places)
+    return (*places, *map(_version, tensors))
 
 
 def free(tensor: Tensor) -> None:

@@ -14,11 +14,12 @@ from torch._guards import TracingContext
 from torch._inductor.compile_fx import compile_fx
 
 from qpass.capture.dynamo import Traced
+from qpass.errors import StateError
 from qpass.ir import Program, Weight, edit, read
 from qpass.ir.program import copy
 from qpass.quantize.linears import Prepared
 from qpass.runtime.packs import AsFloat, Form, depends_on, prepared
-from qpass.runtime.values import State, stamp
+from qpass.runtime.values import Stamps, is_freed, stamps
 
 Compiled = Callable[..., Sequence[object]]
 
@@ -32,17 +33,16 @@ def lower(
     tensors it comes from, and again when their values change. `examples` are the arguments at the
     time of tracing, `config` are settings of inductor.
     """
-    layout = _Layout.of(traced, examples)
+    graph, layout = _lay_out(traced, examples)
     first = layout.bind(examples)
-    inputs = [*(examples[i] for i in layout.kept), *first.prepared]
     if (context := TracingContext.try_get()) is not None and context.fake_mode is not None:
         # prepared weights have fixed shapes, whatever is assumed about new tensors
         for tensor in first.prepared:
             context.fake_mode.from_tensor(tensor, static_shapes=True)
     with torch.no_grad():
         compiled = compile_fx(
-            fx.GraphModule(nn.Module(), layout.graph),
-            cast("Any", inputs),
+            fx.GraphModule(nn.Module(), graph),
+            cast("Any", [*(examples[i] for i in layout.kept), *first.prepared]),
             config_patches=cast("dict[str, Any]", dict(config or {})),
         )
     return Lowered(cast("Compiled", compiled), layout)
@@ -61,66 +61,73 @@ class _Wanted:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bound:
-    """The prepared tensors of one set of Parameters, and the values these had."""
+    """The prepared tensors of one set of parameters, and the state these were in."""
 
-    stamps: tuple[State, ...]
+    stamps: Stamps
     prepared: tuple[Tensor, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """The graph as it is compiled, and where its arguments come from.
+    """Where the arguments of the compiled graph come from.
 
-    It takes the dynamo arguments at `kept`, then what is `wanted` of the weights, which come from
-    the dynamo arguments `sources` and from `fixed`, the constants of the code.
+    It takes dynamo's arguments at `kept`, then what is `wanted` of the weights. Those come from
+    dynamo's arguments at `places`, by name, and from `fixed`, the constants of the code.
     """
 
-    graph: fx.Graph
     kept: tuple[int, ...]
     wanted: tuple[_Wanted, ...]
-    sources: Mapping[str, int]
+    places: Mapping[str, int]
     fixed: Mapping[str, Tensor]
 
-    @staticmethod
-    def of(traced: Traced, examples: Sequence[object]) -> _Layout:
-        program = traced.program
-        at = {id(example): i for i, example in enumerate(examples)}
-        places = {name: at.get(id(tensor)) for name, tensor in program.sources.items()}
-        graph = copy(program.graph)
-        positions = dict(zip((n.name for n in program.inputs), traced.positions, strict=True))
-        taken: dict[object, list[fx.Node]] = {}
-        for node in [n for n in graph.nodes if n.op == "placeholder"]:
-            origin = positions.get(node.name)
-            if origin is None:
-                origin = _origin(program, node, places)
-            if node.users or isinstance(node.meta["val"], torch.SymInt):
-                taken.setdefault(origin, []).append(node)
-            else:
-                graph.erase_node(node)
-        kept = sorted(origin for origin in taken if isinstance(origin, int))
-        wanted = [origin for origin in taken if isinstance(origin, _Wanted)]
-        _arrange(graph, [taken[origin] for origin in (*kept, *wanted)])
-        names = {name for want in wanted for name in depends_on(want.weight)}
-        return _Layout(
-            graph,
-            tuple(kept),
-            tuple(wanted),
-            {name: at for name in sorted(names) if (at := places[name]) is not None},
-            {name: program.sources[name] for name in names if places[name] is None},
-        )
-
     def bind(self, arguments: Sequence[object]) -> _Bound:
-        """Prepare the weights of the Parameters among `arguments`."""
-        given = {name: cast("Tensor", arguments[i]) for name, i in self.sources.items()}
+        """Prepare the weights of the parameters among `arguments`."""
+        given = {name: cast("Tensor", arguments[i]) for name, i in self.places.items()}
         sources = {**self.fixed, **given}
+        # stamped before they are read: what another thread changes meanwhile is made again
+        before = stamps(tuple(given.values()))
         parts = (prepared(w.weight, w.form, sources)[w.part] for w in self.wanted)
-        stamps = tuple(map(stamp, given.values()))
-        return _Bound(stamps, tuple(cast("Tensor", part) for part in parts))
+        return _Bound(before, tuple(cast("Tensor", part) for part in parts))
 
 
-def _origin(program: Program, node: fx.Node, places: Mapping[str, int | None]) -> object:
-    """The dynamo argument that a use of a weight is, or what has to be prepared for it."""
+def _lay_out(traced: Traced, examples: Sequence[object]) -> tuple[fx.Graph, _Layout]:
+    """The graph as it is compiled: an argument for each different tensor, none that is unused."""
+    program = traced.program
+    at = {id(example): i for i, example in enumerate(examples)}
+    places = {name: at.get(id(tensor)) for name, tensor in program.sources.items()}
+    positions = dict(zip((n.name for n in program.inputs), traced.positions, strict=True))
+    graph = copy(program.graph)
+    taken: dict[object, list[fx.Node]] = {}
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        origin: object = positions.get(node.name)
+        if origin is None:
+            origin = _origin(program, node, places)
+        # sizes stay even where only shapes mention them: inductor takes their symbols from there
+        if node.users or isinstance(node.meta["val"], torch.SymInt):
+            taken.setdefault(origin, []).append(node)
+        else:
+            graph.erase_node(node)
+    for first, *same in taken.values():
+        for node in same:
+            edit.replace(node, first)
+    kept = sorted(origin for origin in taken if isinstance(origin, int))
+    wanted = [origin for origin in taken if isinstance(origin, _Wanted)]
+    edit.order_inputs(graph, [taken[origin][0] for origin in (*kept, *wanted)])
+    for name, place in places.items():
+        if place in kept and is_freed(program.sources[name]):
+            raise StateError(
+                f"the float weight {name} was freed, and this graph uses it as it is\n"
+                "  compile without free_weights"
+            )
+    names = sorted({name for want in wanted for name in depends_on(want.weight)})
+    moving = {name: place for name in names if (place := places[name]) is not None}
+    fixed = {name: program.sources[name] for name in names if name not in moving}
+    return graph, _Layout(tuple(kept), tuple(wanted), moving, fixed)
+
+
+def _origin(program: Program, node: fx.Node, places: Mapping[str, int | None]) -> int | _Wanted:
+    """The argument that a use of a weight is, or what has to be prepared for it."""
     weight = program.weights[node.name]
     if weight.source is None and len(weight.steps) == 1:
         (step,) = weight.steps
@@ -134,26 +141,16 @@ def _origin(program: Program, node: fx.Node, places: Mapping[str, int | None]) -
     return _Wanted(weight, AsFloat(dtype), 0)
 
 
-def _arrange(graph: fx.Graph, groups: Sequence[Sequence[fx.Node]]) -> None:
-    """Let each group of placeholders be one, in this order."""
-    for group in groups:
-        for same in group[1:]:
-            edit.replace(same, group[0])
-    for group in reversed(groups):
-        first = next(iter(graph.nodes))
-        if group[0] is not first:
-            first.prepend(group[0])
-
-
 @final
 class Lowered:
-    """Runs the compiled graph with the prepared weights of the Parameters that a call brings."""
+    """Runs the compiled graph with the prepared weights of the parameters that a call brings."""
 
     def __init__(self, compiled: Compiled, layout: _Layout) -> None:
         self._compiled = compiled
         self._layout = layout
-        self._places = tuple(layout.sources.values())
-        # dynamo calls one graph with the Parameters of every module that fits its guards
+        self._kept = layout.kept
+        self._places = tuple(layout.places.values())
+        # dynamo calls one graph with the parameters of every module that fits its guards
         self._bound: dict[tuple[int, ...], _Bound] = {}
         self._alive: dict[tuple[int, ...], list[weakref.ref[Tensor]]] = {}
         self._lock = threading.Lock()
@@ -162,13 +159,13 @@ class Lowered:
         sources = [cast("Tensor", arguments[i]) for i in self._places]
         key = tuple(map(id, sources))
         bound = self._bound.get(key)
-        if bound is None or bound.stamps != tuple(map(stamp, sources)):
+        if bound is None or bound.stamps != stamps(sources):
             bound = self._bind(key, sources, arguments)
-        return self._compiled(*[arguments[i] for i in self._layout.kept], *bound.prepared)
+        return self._compiled(*[arguments[i] for i in self._kept], *bound.prepared)
 
     def passed(self, arguments: Sequence[object]) -> list[object]:
         """The arguments that the compiled graph takes as they are."""
-        return [arguments[i] for i in self._layout.kept]
+        return [arguments[i] for i in self._kept]
 
     def _bind(
         self, key: tuple[int, ...], sources: Sequence[Tensor], arguments: Sequence[object]
