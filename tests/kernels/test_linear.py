@@ -75,7 +75,8 @@ def reach(packed: ops.PackedLinear, value: Tensor) -> Tensor:
 def test_integer_activations(isa: Isa, kind: tuple[int, bool, bool], k: int, groups: int) -> None:
     generator = torch.Generator().manual_seed(k * 100 + groups)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for i, n in enumerate(NS):
+    # every second size: with the many numbers of columns, all are met
+    for i, n in enumerate(NS[k % 2 :: 2]):
         packed = random_packed(n, k, groups, kind, generator)
         # every second pair: each number of rows meets odd and even sizes, each size three of them
         for j, m in enumerate(MS[i % 2 :: 2]):
@@ -130,7 +131,8 @@ def test_integer_sums_are_exact(isa: Isa, kind: tuple[int, bool, bool], m: int) 
 def test_float_activations(isa: Isa, kind: tuple[int, bool, bool], k: int, groups: int) -> None:
     generator = torch.Generator().manual_seed(k * 100 + groups)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for i, n in enumerate(NS):
+    # every second size: with the many numbers of columns, all are met
+    for i, n in enumerate(NS[k % 2 :: 2]):
         packed = random_packed(n, k, groups, kind, generator)
         # every second pair: each number of rows meets odd and even sizes, each size three of them
         for j, m in enumerate(MS[i % 2 :: 2]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,21 @@ def test_operators_work_with_tracing() -> None:
         test_utils=("test_schema", "test_faketensor"),
     )
     assert ops.quantize_rows(torch.randn(0, 8), 8)[1].shape == (0, 1)
+
+
+@needs_library
+def test_the_tile_instructions_are_in_the_library() -> None:
+    """AMX cannot run everywhere; that the compiler kept its instructions can be seen."""
+    found = native.load()
+    if Isa.AMX not in found.built or found.path is None:
+        pytest.skip("built by a compiler without AMX")
+    code = found.path.read_bytes()
+    vex = rb"\xc4[\xc2\xe2]"
+    instructions = {
+        "ldtilecfg": vex + rb"\x78\x49[\x00-\xbf]",
+        "tdpbsud": vex + rb"[\x02-\x7a]\x5e[\xc0-\xff]",
+        "tdpbf16ps": vex + rb"[\x02-\x7a]\x5c[\xc0-\xff]",
+        "tilerelease": vex + rb"\x78\x49\xc0",
+    }
+    for name, pattern in instructions.items():
+        assert re.search(pattern, code, re.DOTALL), name
