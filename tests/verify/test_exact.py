@@ -9,7 +9,7 @@ from torch import nn
 
 from qpass.capture import capture
 from qpass.ir import Affine, Contract, Note, Pass, Program, run_passes
-from qpass.verify.exact import PASS_LIMIT, exact_check, largest_error, relative_error
+from qpass.verify.exact import PASS_LIMIT, ExactCheck, largest_error, relative_error
 
 NAN, INF = math.nan, math.inf
 
@@ -60,7 +60,7 @@ def test_a_pass_that_changes_the_function_is_undone():
     x = torch.ones(2, 3)
     program = capture(nn.Linear(3, 4), x).program
     steps = [Scale(1.0), Scale(1 + 10 * PASS_LIMIT), Scale(1.0), Scale(2.0, Contract.QUANTIZES)]
-    after, notes = run_passes(program, steps, exact_check((x,)))
+    after, notes = run_passes(program, steps, ExactCheck((x,)))
     assert [note.done for note in notes] == [True, False, True, True]
     assert "undone" in notes[1].why
     assert [step.scale for step in next(iter(after.weights.values())).steps] == [1.0, 1.0, 2.0]
@@ -74,5 +74,5 @@ def test_the_program_before_is_run_once(monkeypatch):
     )
     x = torch.ones(2, 3)
     program = capture(nn.Linear(3, 4), x).program
-    run_passes(program, [Scale(1.0)] * 3, exact_check((x,)))
+    run_passes(program, [Scale(1.0)] * 3, ExactCheck((x,)))
     assert len(runs) == 4
