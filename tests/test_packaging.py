@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from site import getsitepackages
 
 import pytest
 
@@ -35,10 +36,12 @@ def build(folder: Path, *settings: str, **environment: str) -> tuple[int, str]:
 
 def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` with the unpacked wheel `site`, outside the checkout."""
+    # without the hook of an editable install, which would win over any path
+    paths = (str(site), *getsitepackages())
     return subprocess.run(
-        [sys.executable, "-P", "-c", code],
+        [sys.executable, "-P", "-S", "-c", code],
         cwd=site,
-        env=os.environ | {"PYTHONPATH": str(site)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         check=False,

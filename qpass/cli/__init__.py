@@ -1,1 +1,1 @@
-"""The `qpass` command: one file for each subcommand, which imports torch only when it runs."""
+"""The `qpass` command: one file for each subcommand."""

@@ -14,6 +14,8 @@ from qpass.errors import BadInput
 if TYPE_CHECKING:
     from qpass.verify import Evaluation
 
+# exit code
+FAILED = 1
 # what can be limited -> what the limit means
 METRICS = {
     "kl": "at most this many nats from the reference",

@@ -11,6 +11,8 @@ import typer
 
 from qpass.cli.bench import bench
 from qpass.cli.doctor import doctor
+from qpass.cli.evaluate import evaluate
+from qpass.cli.inspect import inspect
 from qpass.cli.recipes import recipes
 from qpass.errors import QpassError
 
@@ -23,8 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (bench, recipes, doctor):
-    app.command()(command)
+app.command()(inspect)
+app.command("eval")(evaluate)
+app.command()(bench)
+app.command()(recipes)
+app.command()(doctor)
 
 
 @app.callback()

@@ -16,6 +16,8 @@ from qpass.errors import BadInput
 if TYPE_CHECKING:
     from torch import nn
 
+    from qpass.capture.call import Inputs
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -32,7 +34,7 @@ class Loaded:
     """A model and sample inputs, None where transformers can make them up."""
 
     model: nn.Module
-    inputs: object
+    inputs: Inputs | None
 
 
 def load(what: str) -> Loaded:
@@ -54,7 +56,7 @@ def load(what: str) -> Loaded:
 
 
 def _from_factory(what: str, module: str, name: str) -> Loaded:
-    from torch import nn
+    from torch import Tensor, nn
 
     # as `python -m` does: a factory usually lies beside the command
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -68,11 +70,12 @@ def _from_factory(what: str, module: str, name: str) -> Loaded:
         return Loaded(made, None)
     if isinstance(made, tuple):
         pair = cast("Sequence[object]", made)
-        if len(pair) == 2 and isinstance(pair[0], nn.Module):
-            return Loaded(pair[0], pair[1])
+        model, inputs = pair if len(pair) == 2 else (None, None)
+        if isinstance(model, nn.Module) and isinstance(inputs, Tensor | tuple | dict):
+            return Loaded(model, cast("Inputs", inputs))
     raise BadInput(
         f"{what} returned {type(made).__name__}; expected a torch.nn.Module, or a pair of one "
-        "and its sample inputs"
+        "and its sample inputs (a tensor, a tuple of arguments or a dict of keyword arguments)"
     )
 
 

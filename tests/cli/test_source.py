@@ -26,6 +26,9 @@ def with_inputs():
 def wrong():
     return 7
 
+def wrong_inputs():
+    return torch.nn.Linear(3, 5), "text"
+
 def broken():
     raise RuntimeError("the factory's own error")
 '''
@@ -55,6 +58,7 @@ def test_a_factory_gives_a_model_and_perhaps_inputs(factories: str) -> None:
         ("no_such_module:factory", "cannot import the factory"),
         (":factory", "cannot import the factory"),
         ("planted_factories:wrong", "returned int"),
+        ("planted_factories:wrong_inputs", "a dict of keyword arguments"),
     ],
 )
 def test_a_wrong_factory_is_named(factories: str, name: str, message: str) -> None:

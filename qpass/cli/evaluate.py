@@ -1,0 +1,43 @@
+"""`qpass eval`: how far is a model from its reference?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpass.cli import gates
+from qpass.cli.output import AsJson, emit
+from qpass.cli.source import Model, load
+from qpass.cli.text import Length, Tokenizer, Windows, read_windows
+
+
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(help="A text file to measure on.")],
+    reference: Annotated[str, typer.Option(help="The model to compare with, named like MODEL.")],
+    gate: gates.Gates = None,
+    tokenizer: Tokenizer = None,
+    length: Length = 512,
+    windows: Windows = 40,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity, KL divergence, agreement and size against a reference."""
+    import qpass
+    from qpass.report.quality import quality_table, sites_table
+
+    limits = gates.parse(gate or ())
+    batches = read_windows(tokenizer or reference, text, length, windows) or ()
+    found = qpass.evaluate(load(model).model, load(reference).model, batches)
+    failed = gates.failures(limits, found)
+    if as_json:
+        emit({"quality": found, "gate": failed}, as_json=True)
+    else:
+        tables = {"quality": quality_table("quality", {model: found}), "sites": sites_table(found)}
+        emit(tables, as_json=False)
+    for why in failed:
+        sys.stderr.write(f"qpass: gate failed: {why}\n")
+    if failed:
+        raise typer.Exit(gates.FAILED)
