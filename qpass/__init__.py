@@ -2,6 +2,7 @@
 
 from qpass.api import inspect, quantize, rotate
 from qpass.errors import QpassError
+from qpass.export import export_onnx, onnx_parity
 from qpass.hf.checkpoint import load, save
 from qpass.plan import Plan, Recipe
 from qpass.verify.quality import evaluate
@@ -11,8 +12,10 @@ __all__ = [
     "QpassError",
     "Recipe",
     "evaluate",
+    "export_onnx",
     "inspect",
     "load",
+    "onnx_parity",
     "quantize",
     "rotate",
     "save",

@@ -24,7 +24,7 @@ LAYERS = (
     ("transform", "quantize"),
     ("targets", "report"),
     ("hf",),
-    ("api", "backend"),
+    ("api", "backend", "export"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -33,14 +33,26 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FENCES = {
     "transformers": ("qpass/hf/",),
     "networkx": ("qpass/analyze/", "qpass/plan/"),
-    "onnx": ("qpass/targets/onnx_qdq.py",),
-    "onnxscript": ("qpass/targets/onnx_qdq.py",),
-    "onnxruntime": ("qpass/targets/onnx_qdq.py",),
+    # writing a file and running one are two files
+    "onnx": ("qpass/targets/onnx_",),
+    "onnx_ir": ("qpass/targets/onnx_",),
+    "onnxscript": ("qpass/targets/onnx_",),
+    "onnxruntime": ("qpass/targets/onnx_",),
     "triton": ("kernels/gpu/",),
     "typer": ("qpass/cli/",),
     "rich": ("qpass/cli/", "qpass/report/"),
 }
-HEAVY = ("transformers", "onnx", "onnxscript", "onnxruntime", "triton", "networkx", "rich", "typer")
+HEAVY = (
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "triton",
+    "networkx",
+    "rich",
+    "typer",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     extra = {"use_cache": False} if "use_cache" in signature.parameters else {}
     args, kwargs = arguments(inputs, signature, extra)
     _check_devices(model, (args, kwargs))
-    with _evaluating(model):
+    with evaluating(model):
         exported, notes = _export(model, args, kwargs)
     program = _program(exported, model)
     positions = _drop_constant_inputs(program)
@@ -67,7 +67,8 @@ def _check_devices(model: nn.Module, inputs: object) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Evaluation mode without gradients; the modes are as they were afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

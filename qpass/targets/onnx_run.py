@@ -1,0 +1,80 @@
+"""Does ONNX Runtime compute from a file what PyTorch computes, and with which operators?"""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qpass.capture.export import evaluating
+from qpass.errors import BadInput, Unsupported
+from qpass.targets.onnx_qdq import INSTALL, Call, leaves
+
+# products with 4-bit weights in float32, as PyTorch computes them; the default rounds activations
+EXACT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "0")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The largest relative error (Frobenius) of an output, and how often each operator runs.
+
+    `operators` are those of ONNX Runtime's optimised graph: `MatMulNBits` is a product with an
+    integer weight.
+    """
+
+    error: float
+    operators: Mapping[str, int]
+
+
+def compare(call: Call, path: Path) -> Parity:
+    """Run `call` on its sample in PyTorch and, from the file at `path`, in ONNX Runtime."""
+    with evaluating(call.module):
+        wanted = leaves(call.module(**call.sample))
+    feeds = dict(zip(call.inputs, leaves(dict(call.sample)), strict=True))
+    got, operators = run(path, feeds)
+    errors = [_relative(a, b) for a, b in zip(got, wanted, strict=True)]
+    return Parity(max(errors, default=0.0), operators)
+
+
+def run(path: Path, feeds: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Mapping[str, int]]:
+    """The outputs of the file for inputs by name, and the operators of the optimised graph."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise Unsupported(f"running an ONNX file needs onnxruntime; {INSTALL}")
+    import onnx
+    import onnxruntime
+
+    if not path.is_file():
+        raise BadInput(f"no such file: {path}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what falls back to another kernel is no news
+    options.add_session_config_entry(*EXACT_PRODUCTS)
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(optimised)
+        # its tensors beside it: in one message they may not fit
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimised.data"
+        )
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        graph = onnx.load(str(optimised), load_external_data=False).graph
+    operators = collections.Counter(node.op_type for node in graph.node)
+    known = {node.name for node in session.get_inputs()}
+    given = {name: tensor.numpy() for name, tensor in feeds.items() if name in known}
+    return [torch.tensor(array) for array in session.run(None, given)], operators
+
+
+def _relative(got: Tensor, wanted: Tensor) -> float:
+    wanted = wanted.double()
+    norm = float(wanted.norm())
+    difference = float((got.double() - wanted).norm())
+    return difference / norm if norm else difference
