@@ -95,7 +95,8 @@ class QuantizeLinears(Pass):
         rows = _Rows(program)
         notes: list[Note] = []
         found: set[tuple[bool, str]] = set()
-        for matmul in find_matmuls(program):
+        # from the end, so that the value a product reads is still the one that was found
+        for matmul in reversed(find_matmuls(program)):
             site = program.site(matmul.use)
             if (choice := linears.get(site)) is not None:
                 notes.append(_quantize(program, matmul, choice, rows))
@@ -123,7 +124,7 @@ class _Rows:
     program: Program
     made: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = field(default_factory=dict)
 
-    def of(self, value: fx.Node, bits: int, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+    def of(self, value: fx.Node, bits: int) -> tuple[fx.Node, fx.Node]:
         """The codes and scales of `value`; a rotation that makes it is done on the way."""
         if (value, bits) in self.made:
             return self.made[value, bits]
@@ -131,6 +132,7 @@ class _Rows:
         if read.calls(value, qpass.hadamard.default):
             signs, factor = read.value(value, "signs"), read.value(value, "factor")
             args = (read.value(value, "x"), bits, signs, factor, read.integer(value, "power"))
+        before = edit.after(self.program, value)
         both = edit.call(self.program, before, qpass.quantize_rows.default, *args, like=value)
         codes, scales = (
             edit.call(self.program, before, operator.getitem, both, i, like=value) for i in (0, 1)
@@ -152,7 +154,7 @@ def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) 
     if choice.activation is None:
         new = edit.call(program, node, qpass.linear.real, value, *parts, *sizes, like=node)
     else:
-        codes, scales = rows.of(value, choice.activation.codes.bits, node)
+        codes, scales = rows.of(value, choice.activation.codes.bits)
         args = (codes, scales, *parts, *sizes, read.dtype(node))
         new = edit.call(program, node, qpass.linear.codes, *args, like=node)
     edit.replace(node, new)

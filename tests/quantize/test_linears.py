@@ -75,6 +75,21 @@ def test_products_equal_quantizing_by_hand(spec, activation):
     assert (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
+def test_products_that_read_products():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Linear(4, 3))
+    randomise(model, 0)
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    captured = capture(model, x)
+    plan = tuple(Quantized(f"{i}.weight", Role.LINEAR, INT8, ROWS, "nearest") for i in range(3))
+    program, notes = run_passes(captured.program, [QuantizeLinears(plan)])
+    assert [note.done for note in notes] == [True] * 3
+    for layer in model:
+        x = by_hand(x, layer.weight, layer.bias, INT8, ROWS).float()
+    want = x
+    (got,) = program.run(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)))
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+
+
 def test_products_of_one_value_share_its_rows():
     model, x = shapes()
     captured = capture(model, x)
