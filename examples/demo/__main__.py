@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from examples.demo.measure import Quality, evaluate, time_rows
-from examples.demo.onnx_file import export
+from examples.demo.measure import Quality, evaluate, export, time_rows
 from examples.demo.rows import REFERENCE, Row
 from examples.demo.settings import Settings, read
 from examples.demo.store import open_store
 from qpass.hf.pretrained import hide_progress
 from qpass.hf.speed import Speed
+from qpass.report import Cell, Table, json_text, progress, show
 from qpass.report.quality import quality_cells
-from qpass.report.table import Cell, Table
-from qpass.report.terminal import progress, show
-from qpass.report.values import json_text
 from qpass.runtime import native
 
 COLUMNS = (

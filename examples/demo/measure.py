@@ -1,4 +1,4 @@
-"""How good and how fast is each row?"""
+"""How good and how fast is each row, and what does its ONNX file compute?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import transformers as hf
 from torch import Tensor
 
+import qpass
 from examples.demo.rows import (
+    EXPORTED,
     REFERENCE,
     ROWS,
     Row,
@@ -23,8 +25,7 @@ from examples.demo.rows import (
 from examples.demo.settings import Settings
 from examples.demo.store import Store
 from qpass.hf.speed import Speed, measure
-from qpass.report.terminal import Progress
-from qpass.report.values import json_text
+from qpass.report import Progress, json_text, megabytes
 from qpass.verify import Evaluation, score_batches, summarize
 
 
@@ -90,3 +91,21 @@ def time_rows(
 
     entries = json.loads(store.done("speed.json", write).read_text())
     return {name: Speed(**entry) for name, entry in entries.items()}
+
+
+def export(settings: Settings, store: Store, text: Tensor) -> str:
+    """Write the ONNX file of one row; say how far its outputs on `text [1, t]` are."""
+    model = load(EXPORTED, weights(EXPORTED, settings, store))
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        qpass.export_onnx(model, text, folder / "model.onnx")
+
+    file = store.done("onnx", write) / "model.onnx"
+    found = qpass.onnx_parity(model, text, file)
+    size = megabytes(sum(part.stat().st_size for part in file.parent.iterdir()))
+    return (
+        f"{file}, {EXPORTED.name}, {size:.1f} MB: outputs of ONNX Runtime differ from PyTorch's by "
+        f"at most {found.error:.1e} (relative norm of one output, {text.shape[1]} tokens); "
+        f"{found.operators.get('MatMulNBits', 0)} products stay on integer weights"
+    )

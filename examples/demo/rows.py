@@ -13,7 +13,7 @@ import qpass
 from examples.demo.settings import Settings
 from qpass.hf.pretrained import load_model
 from qpass.plan import Recipe
-from qpass.report.table import megabytes
+from qpass.report import megabytes
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear
 
 # tokens of the call that is traced and verified in float64; any number shows the same graph

@@ -14,7 +14,7 @@ import transformers as hf
 
 from examples.demo.rows import ROWS
 from examples.demo.settings import ROOT, Settings
-from qpass.report.values import json_text
+from qpass.report import json_text
 from qpass.runtime import native
 from qpass.verify import Score
 
