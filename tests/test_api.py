@@ -51,7 +51,8 @@ def test_quantize_stays_close(recipe: str) -> None:
     assert qpass.quantize(model, recipe, inputs=inputs) is model
     got = model(**inputs).logits
     error = (got - want).norm() / want.norm()
-    assert 0 < error < (0.06 if "8a" in recipe or recipe == "auto" else 0.6)
+    # which format `auto` is depends on the machine
+    assert 0 < error < (0.06 if recipe.startswith("w8") else 0.6)
 
 
 def test_auto_is_no_worse_than_either_choice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def tiny(
 ) -> hf.PreTrainedModel:
     """A random model of `config`, with nothing left at a neutral value."""
     torch.manual_seed(seed)
-    model = kind.from_config(config, attn_implementation=attention).double()
+    # a model keeps the config it is built from, and what unties it says so there
+    model = kind.from_config(copy.deepcopy(config), attn_implementation=attention).double()
     randomise(model, seed)
     return model.to(dtype).eval()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qpass.capture.export import capture
-from qpass.ir import ChangeBasis, Note, Ones, Program, run_passes
+from qpass.ir import ChangeBasis, Note, Ones, Program, Weight, run_passes
 from qpass.plan import Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.transform import FoldNorms, InsertOnline, RotateRegions
@@ -91,10 +91,16 @@ def test_every_linear_of_a_llama_reads_rotated_values() -> None:
 
 def test_tied_weights_change_apart() -> None:
     program = stages("llama_tied").programs[-1]
-    table, head = (
-        w for w in program.weights.values() if w.source and w.source.endswith(("lm_head.weight",))
-    )
-    assert table.source == head.source
+    by_source: dict[str | None, list[Weight]] = {}
+    for weight in program.weights.values():
+        by_source.setdefault(weight.source, []).append(weight)
+    shared = [
+        uses
+        for source, uses in by_source.items()
+        if source is not None and source.endswith(".weight") and len(uses) > 1
+    ]
+    assert [len(uses) for uses in shared] == [2]
+    table, head = shared[0]
     assert table.steps != head.steps
 
 
