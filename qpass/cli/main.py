@@ -13,6 +13,7 @@ from qpass.cli.bench import bench
 from qpass.cli.doctor import doctor
 from qpass.cli.evaluate import evaluate
 from qpass.cli.inspect import inspect
+from qpass.cli.quantize import quantize
 from qpass.cli.recipes import recipes
 from qpass.errors import QpassError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(inspect)
+app.command()(quantize)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(recipes)

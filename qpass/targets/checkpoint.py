@@ -105,7 +105,7 @@ def write(
 
     A directory that holds anything but an earlier checkpoint is refused.
     """
-    _check_room(where)
+    check_room(where)
     where.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{where.name}.", dir=where.parent))
     try:
@@ -120,6 +120,25 @@ def write(
         _exchange(fresh, where)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_room(where: Path) -> None:
+    """Raise `BadInput` unless `where` is free, or holds an earlier checkpoint and nothing else."""
+    if where.exists() and not where.is_dir():
+        raise BadInput(f"{where} is a file; name a directory")
+    if not where.exists() or not any(where.iterdir()):
+        return
+    known: object = None
+    if (where / CONFIG).is_file():
+        found = read_config(where).get(SECTION)
+        known = cast("Table", found).get("files") if isinstance(found, dict) else None
+    if not isinstance(known, list):
+        raise BadInput(f"{where} is not empty and holds no model saved by qpass; name another")
+    if others := {path.name for path in where.iterdir()} - set(cast("list[str]", known)):
+        raise BadInput(
+            f"{where} also holds {', '.join(sorted(others)[:3])}, which saving would remove; "
+            "move it away or name another directory"
+        )
 
 
 def read_config(where: Path) -> Table:
@@ -167,24 +186,6 @@ def _added(
                 f"the checkpoint has {path}, the model has no {owner}; is it another model?"
             ) from error
         yield module, name, torch.empty(shape, dtype=float_type(dtype), device="meta")
-
-
-def _check_room(where: Path) -> None:
-    if where.exists() and not where.is_dir():
-        raise BadInput(f"{where} is a file; name a directory")
-    if not where.exists() or not any(where.iterdir()):
-        return
-    known: object = None
-    if (where / CONFIG).is_file():
-        found = read_config(where).get(SECTION)
-        known = cast("Table", found).get("files") if isinstance(found, dict) else None
-    if not isinstance(known, list):
-        raise BadInput(f"{where} is not empty and holds no model saved by qpass; name another")
-    if others := {path.name for path in where.iterdir()} - set(cast("list[str]", known)):
-        raise BadInput(
-            f"{where} also holds {', '.join(sorted(others)[:3])}, which saving would remove; "
-            "move it away or name another directory"
-        )
 
 
 def _write_tensors(where: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:

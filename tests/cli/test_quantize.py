@@ -1,0 +1,99 @@
+"""Does `qpass quantize` write a model that loads, and refuse what cannot work before it starts?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import qpass
+from qpass.cli.main import run
+from qpass.targets.layers import QuantizedLinear
+from tests.cli.test_evaluate import files, needs_tokenizer
+from tests.zoo import specimen
+
+__all__ = ["files"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    where = tmp_path / "float"
+    specimen("llama_tied").build(0).to(torch.float32).save_pretrained(where)
+    return str(where)
+
+
+def test_what_is_written_loads_and_computes(folder: str, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "out" / "small"
+    assert run(["quantize", folder, "-r", "w8a16", "-o", str(output)]) == 0
+    assert "MB of weights" in capsys.readouterr().out
+    small, large = qpass.load(output), specimen("llama_tied").build(0).to(torch.float32)
+    ids = specimen("llama_tied").inputs()["input_ids"]
+    with torch.no_grad():
+        got, want = small(ids).logits, large(ids).logits
+    assert any(isinstance(m, QuantizedLinear) for m in small.modules())
+    assert (got - want).norm() < 0.2 * want.norm()
+
+
+def test_a_field_of_the_recipe_can_be_set(folder: str, tmp_path: Path, capsys) -> None:
+    options = ["-r", "w8a16", "--set", "rotation=off", "--set", 'head="float"', "--set", "seed=3"]
+    assert run(["quantize", folder, *options, "-o", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "out")
+    head = qpass.load(tmp_path / "out").get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-r", "w4a9"], "did you mean 'w4a"),
+        (["--set", "rotashun=off"], "did you mean 'rotation'"),
+        (["--set", "rotation"], "expected KEY=VALUE"),
+        (["--set", "rotation=sideways"], "sideways"),
+        (["--gate", "kl=0.1"], "add --text FILE"),
+        (["--gate", "kl=much", "--text", "t"], "expected kl=NUMBER"),
+        (["--calibration", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_wrong_options_exit_with_2_before_the_model_is_read(
+    options: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def never(what: str) -> None:
+        raise AssertionError(f"{what} was read")
+
+    monkeypatch.setattr("qpass.cli.quantize.load", never)
+    assert run(["quantize", "model", "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("qpass.cli.quantize.load", lambda what: pytest.fail("was read"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    for output in ("file", "file/below", "full"):
+        assert run(["quantize", "model", "-o", str(tmp_path / output)]) == 2
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
+    assert "holds no model saved by qpass" in capsys.readouterr().err
+
+
+@needs_tokenizer
+def test_a_failed_gate_writes_nothing_and_exits_with_1(
+    files: tuple[str, str, str], tmp_path: Path, capsys
+) -> None:
+    _, model, text = files
+    output = tmp_path / "out"
+    options = ["-r", "w8a8", "--length", "16", "--windows", "2", "--text", text]
+    command = ["quantize", model, "-o", str(output), *options]
+    assert run([*command, "--gate", "kl=1e-12", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["output"] is None
+    assert "gate failed" in captured.err
+    assert not output.exists()
+    assert run([*command, "--gate", "kl=5", "--calibration", text]) == 0
+    assert "KL to reference" in capsys.readouterr().out
+    assert (output / "tokenizer.json").exists()
