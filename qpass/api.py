@@ -17,6 +17,7 @@ from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture
 from qpass.errors import BadInput, ContractBroken
+from qpass.hf.surface import settle
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose
@@ -86,6 +87,7 @@ def rotate(
     max_error = _total_error(check)
     before = _outputs(model, sample)
     written = write_back(model, captured.program, done.program, kept)
+    settle(model)
     eager_error = largest_error(_outputs(model, sample), before)
     return RotationReport(
         kept, (*captured.notes, *notes, *done.notes, *written), max_error, eager_error
@@ -128,6 +130,7 @@ def quantize(
         *write_back(model, captured.program, done.program, done.plan),
     ):
         log.info("%s: %s", note.where, note.why)
+    settle(model)
     return model
 
 

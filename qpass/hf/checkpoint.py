@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from qpass.errors import BadInput
 from qpass.hf.hook import announce
 from qpass.hf.pretrained import load_model
+from qpass.hf.surface import is_pretrained, settle
 from qpass.targets import checkpoint
 from qpass.targets.checkpoint import SECTION
 
@@ -46,7 +46,7 @@ def save(model: nn.Module, where: str | Path) -> None:
     state = model.state_dict()
     config: dict[str, Any] = {SECTION: checkpoint.section(model)}
     files: dict[str, bytes] = {}
-    if _is_pretrained(model):
+    if is_pretrained(model):
         config = {**_config(model), **config}
         files = _companions(model)
         tied = set(cast("Any", model).all_tied_weights_keys)
@@ -72,6 +72,7 @@ def load(where: str | Path, model: nn.Module | None = None) -> nn.Module:
     table = checkpoint.read_section(config, where)
     if model is not None:
         _fill(model, where, config, table)
+        settle(model)
         return model.eval()
     if "architectures" not in config:
         raise BadInput(
@@ -119,12 +120,6 @@ def _untie(model: nn.Module) -> None:
                 fresh = nn.Parameter(parameter.detach(), parameter.requires_grad)
                 module.register_parameter(name, fresh)
             seen.add(parameter)
-
-
-def _is_pretrained(model: nn.Module) -> bool:
-    # a model of transformers cannot exist before transformers has been imported
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

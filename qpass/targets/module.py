@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import StateError, Unsupported
-from qpass.ir import Note, Ones, Owner, Program, Weight, Zeros
+from qpass.ir import Note, Owner, Program, Weight
 from qpass.plan import Plan
+from qpass.targets.doors import find_doors, folded_name, is_folded
+from qpass.targets.guard import install
 from qpass.targets.record import record_of, set_record
 from qpass.targets.replacing import Encode, build_layers, held, nearest
 from qpass.targets.stored import to_stored
@@ -42,6 +44,7 @@ def write_back(
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
+    doors = find_doors(before, after, generation=len(done.plans))
     record = replace(
         done,
         plans=(*done.plans, plan),
@@ -49,6 +52,7 @@ def write_back(
         untied=done.untied or _unties(model, tensors, layers),
         folded=(*done.folded, *(slot.path for slot in folded)),
         biases=(*done.biases, *(slot.path for slot in tensors if slot.new)),
+        doors=(*done.doors, doors),
     )
     with _all_or_nothing(model) as undo:
         for path, layer in layers.items():
@@ -57,6 +61,8 @@ def write_back(
             slot.fill(model)
         if record.untied:
             undo.callback(untie(model))
+        undo.callback(install, model, done.doors)
+        install(model, record.doors)
         if record.quantized:
             # codes have no gradient; what is still float would train against a frozen remainder
             model.requires_grad_(False)
@@ -179,24 +185,9 @@ def _build_folded(
         like = held(model.get_submodule(owner.module))[owner.attribute]
         assert like is not None
         value = weight.evaluate(before.sources).to(like.dtype, copy=True)
-        name = folded_name(owner, generation)
-        slots[name] = _Slot(owner.module, name, value, new=True)
+        slot = _Slot(owner.module, folded_name(owner, generation), value, new=True)
+        slots[slot.path] = slot
     return list(slots.values())
-
-
-def is_folded(before: Weight, after: Weight | None) -> bool:
-    """Whether a gain became ones or a bias zeros."""
-    return (
-        after is not None
-        and after != before
-        and after.source is None
-        and isinstance(after.steps[-1], Ones | Zeros)
-    )
-
-
-def folded_name(owner: Owner, generation: int) -> str:
-    """The buffer that keeps what `owner` was before the `generation`-th plan."""
-    return f"folded_{owner.attribute}_{generation}"
 
 
 def _unties(model: nn.Module, tensors: Iterable[_Slot], layers: Iterable[str]) -> bool:
@@ -241,7 +232,6 @@ def _all_or_nothing(model: nn.Module) -> Generator[ExitStack]:
     try:
         yield undo
     except BaseException:
-        undo.close()
         for restore in restores:
             restore()
         for module, names in persistence:
@@ -249,6 +239,7 @@ def _all_or_nothing(model: nn.Module) -> Generator[ExitStack]:
         for parameter, flag in gradients:
             parameter.requires_grad_(flag)
         set_record(model, record)
+        undo.close()
         raise
 
 

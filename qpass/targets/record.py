@@ -8,6 +8,7 @@ from typing import cast, final
 from torch import nn
 
 from qpass.plan import Plan
+from qpass.targets.doors import Door
 
 FORMAT_VERSION = 1
 # an entry of the module's own dict: copied and pickled with it, no parameter and no submodule
@@ -20,7 +21,7 @@ class Record:
     """The plans that were carried out, in order, and the tensors that they added to the model.
 
     `folded` are buffers with the gains and biases that norms had, `biases` are parameters that
-    layers had not.
+    layers had not. `doors` say how each plan changed what the modules show.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -28,6 +29,7 @@ class Record:
     untied: bool = False
     folded: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    doors: tuple[tuple[Door, ...], ...] = ()
     format_version: int = FORMAT_VERSION
 
 

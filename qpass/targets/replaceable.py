@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.ir import Owner, Permute, Program, read
+from qpass.targets.guard import inner_forward, is_guarded
 from qpass.targets.layers import RotatedLinear
 from qpass.targets.stored import stored_axis
 
@@ -97,7 +98,7 @@ def _structure(
     used = {o.attribute for o in program.owners.values() if o.module == owner.module}
     if left := held - used:
         return f"{owner.module} also holds {', '.join(sorted(left))}"
-    if "forward" in vars(module):
+    if "forward" in vars(module) and not is_guarded(module):
         return f"the forward of {owner.module} has been replaced"
     if _hooks(module):
         return f"{owner.module} has hooks; register them after qpass has run"
@@ -148,7 +149,7 @@ def _table(model: nn.Module, program: Program, use: str) -> str | None:
 
 def _differs(owner: Owner, module: nn.Module, given: Tensor, want: Tensor) -> str | None:
     with torch.no_grad():
-        got: object = module(given)
+        got = inner_forward(module)(given)
     if not isinstance(got, Tensor) or got.shape != want.shape or got.dtype != want.dtype:
         return f"{owner.module} does not return the product alone"
     error = (got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-30)
