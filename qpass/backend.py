@@ -33,7 +33,7 @@ from qpass.runtime.device import this_device
 from qpass.runtime.values import free, is_freed
 from qpass.targets.backward import without_backward
 from qpass.targets.inductor import lower
-from qpass.transform import FoldNorms, rewrite
+from qpass.transform import fold_and_rewrite, rewrite
 from qpass.verify.exact import ExactCheck
 
 log = logging.getLogger("qpass")
@@ -161,19 +161,21 @@ def _quantized(
     traced: Traced, examples: Sequence[object], options: Options
 ) -> tuple[Plan, Program, list[Note]]:
     """The plan for a graph, the program after it, and what was done."""
-    folded, notes = run_passes(traced.program, [FoldNorms()])
     inputs = trial_inputs(traced, examples)
     freed = any(is_freed(source) for source in traced.program.sources.values())
-    plan = _plan(traced, folded, inputs, options)
     # a freed weight reads as zeros: what the first graph verified of it stands
-    affordable = cost(folded, inputs) <= VERIFIED_MULTIPLICATIONS and not freed
-    if not affordable and (plan.rotated or plan.online):
+    affordable = cost(traced.program, inputs) <= VERIFIED_MULTIPLICATIONS and not freed
+    if not affordable:
         log.debug("rewrites of this graph are not verified: %s", "freed" if freed else "too large")
-    done = rewrite(folded, plan, ExactCheck(inputs) if affordable else None)
-    program, made = run_passes(done.program, [QuantizeLinears(plan.quantized)])
+    done = fold_and_rewrite(
+        traced.program,
+        lambda folded: _plan(traced, folded, inputs, options),
+        ExactCheck(inputs) if affordable else None,
+    )
+    program, made = run_passes(done.program, [QuantizeLinears(done.plan.quantized)])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    return done.plan, program, [*notes, *done.notes, *made]
+    return done.plan, program, [*done.notes, *made]
 
 
 def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Options) -> Plan:

@@ -12,6 +12,8 @@ from qpass.rotations.hadamard_orders import sylvester
 
 # a dense product with a Sylvester matrix up to this order beats its butterflies
 _DENSE_POWER = 64
+# entries turned at once: what is made between two factors stays in a core's cache
+CHUNK = 2**17
 
 
 def apply(fast: Fast, x: Tensor) -> Tensor:
@@ -24,14 +26,21 @@ def transform_blocks(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Te
 
     `x` is `[..., n]`, `signs` `[n]`, `factor` `[m, m]`; n is a multiple of `m * power`.
     """
-    y = x * signs.to(x)
-    inner = len(factor) * power
-    # a block read as [m, power, ...] meets each Kronecker factor on its own axis
-    for piece in (factor.to(x).T, *_pieces(power, x)):
-        inner //= len(piece)
-        if len(piece) > 1:
-            y = piece @ y.reshape(-1, len(piece), inner)
-    return y.reshape(x.shape)
+    n = x.shape[-1]
+    signs_n1 = signs.to(x).unsqueeze(1)
+    pieces = [piece for piece in (factor.to(x).mT, *_pieces(power, x)) if len(piece) > 1]
+    turned: list[Tensor] = []
+    for part_rn in x.reshape(-1, n).split(max(1, CHUNK // n)):
+        # with rows along the last axis every Kronecker factor is one product with long rows
+        y = part_rn.mT * signs_n1
+        inner = len(factor) * power
+        outer = n // inner
+        for piece in pieces:
+            inner //= len(piece)
+            y = piece @ y.reshape(outer, len(piece), inner * len(part_rn))
+            outer *= len(piece)
+        turned.append(y.reshape(n, len(part_rn)).mT)
+    return torch.cat(turned).reshape(x.shape)
 
 
 def dense(fast: Fast) -> Tensor:

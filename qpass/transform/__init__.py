@@ -2,7 +2,14 @@
 
 from qpass.transform.fold_norms import FoldNorms
 from qpass.transform.insert_online import InsertOnline
-from qpass.transform.rewrite import Rewritten, rewrite
+from qpass.transform.rewrite import Rewritten, fold_and_rewrite, rewrite
 from qpass.transform.rotate_regions import RotateRegions
 
-__all__ = ["FoldNorms", "InsertOnline", "Rewritten", "RotateRegions", "rewrite"]
+__all__ = [
+    "FoldNorms",
+    "InsertOnline",
+    "Rewritten",
+    "RotateRegions",
+    "fold_and_rewrite",
+    "rewrite",
+]

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
+from qpass.errors import ContractBroken
 from qpass.ir import Check, Note, Pass, Program, run_passes
 from qpass.plan import Declined, Plan
+from qpass.transform.fold_norms import FoldNorms
 from qpass.transform.insert_online import InsertOnline
 from qpass.transform.rotate_regions import RotateRegions
+from qpass.verify.exact import PASS_LIMIT, TOTAL_LIMIT, ExactCheck
 
 T = TypeVar("T")
 
@@ -17,11 +20,39 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewritten:
-    """The program after a plan's rotations, and the plan without those that were undone."""
+    """The program after a plan's rotations, and the plan without those that were undone.
+
+    `error` is how far all of it moved the outputs, relative and in float64; None if not measured.
+    """
 
     program: Program
     plan: Plan
     notes: tuple[Note, ...]
+    error: float | None = None
+
+
+def fold_and_rewrite(
+    program: Program, decide: Callable[[Program], Plan], check: ExactCheck | None
+) -> Rewritten:
+    """Fold the norms of a program and carry out what `decide` says of it then.
+
+    The result is compared with `program` as a whole; where that is not exact, everything is done
+    again and each step is checked and undone by itself. Without `check` nothing is verified.
+    Raises `ContractBroken` where the steps that stood are not exact together.
+    """
+    for each in (None, check):
+        folded, notes = run_passes(program, [FoldNorms()], each)
+        done = rewrite(folded, decide(folded), each)
+        whole = replace(done, notes=(*notes, *done.notes))
+        if check is None:
+            return whole
+        error = check.error(program, done.program)
+        if error <= (PASS_LIMIT if each is None else TOTAL_LIMIT):
+            return replace(whole, error=error)
+    raise ContractBroken(
+        f"the rewritten model moved its outputs by {error:.1e} (limit {TOTAL_LIMIT:.0e}, "
+        "float64); the model is unchanged\n  please report this, with the model's code"
+    )
 
 
 def rewrite(program: Program, plan: Plan, check: Check | None = None) -> Rewritten:

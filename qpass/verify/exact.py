@@ -49,40 +49,42 @@ def largest_error(values: Sequence[object], references: Sequence[object]) -> flo
 
 @final
 class ExactCheck:
-    """A pass check that runs every EXACT pass's program, widened, on sample inputs and compares.
+    """Runs programs, widened, on sample inputs and compares what they return and write.
 
-    A pass is undone where an output moves by more than `PASS_LIMIT`. Each program runs once: what
-    came after one pass comes before the next.
+    As the check of a run of passes it undoes an EXACT pass that moves an output by more than
+    `PASS_LIMIT`. Each program runs once: what came after one pass comes before the next.
     """
 
     def __init__(self, inputs: Sequence[object]) -> None:
         self._inputs = inputs
-        self._first: tuple[object, ...] | None = None
+        self._first: tuple[Program, tuple[object, ...]] | None = None
         self._last: tuple[Program, tuple[object, ...]] | None = None
 
     def __call__(self, step: Pass, before: Program, after: Program) -> str | None:
         if step.contract is not Contract.EXACT:
             return None
-        old, new = self._outputs(before), _values(after, self._inputs)
-        error = largest_error(new, old)
+        error = self.error(before, after)
         # a comparison with NaN is false, so this order also refuses it
         if not error <= PASS_LIMIT:
             return f"the outputs moved by {error:.1e} (limit {PASS_LIMIT:.0e}, float64)"
-        self._last = (after, new)
         return None
 
-    def total_error(self) -> float:
-        """How far all passes that stood moved the outputs of the first program together."""
-        if self._first is None or self._last is None:
-            return 0.0
-        return largest_error(self._last[1], self._first)
+    def error(self, before: Program, after: Program) -> float:
+        """How far `after` is from `before`, relative to the largest entry of each output."""
+        old, new = self._outputs(before), _values(after, self._inputs)
+        error = largest_error(new, old)
+        # the program that goes on is the one that the next comparison starts from
+        self._last = (after, new) if error <= PASS_LIMIT else (before, old)
+        return error
 
     def _outputs(self, program: Program) -> tuple[object, ...]:
-        if self._last is None or self._last[0] is not program:
-            self._last = (program, _values(program, self._inputs))
+        for known in (self._last, self._first):
+            if known is not None and known[0] is program:
+                return known[1]
+        found = _values(program, self._inputs)
         if self._first is None:
-            self._first = self._last[1]
-        return self._last[1]
+            self._first = (program, found)
+        return found
 
 
 def _values(program: Program, inputs: Sequence[object]) -> tuple[object, ...]:
