@@ -148,6 +148,18 @@ class Permute(Step):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Join(Step):
+    """Another weight behind this one on an axis: products of one value that run as one."""
+
+    other: Weight
+    axis: int
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat((_given(weight), self.other.evaluate(sources)), self.axis)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class ScaleAxis(Step):
     """Multiply an axis entry by entry with another weight: a norm's gain moving to its reader.
 

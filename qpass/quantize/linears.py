@@ -15,6 +15,7 @@ from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import Integers, QuantSpec
 from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
 from qpass.plan import Quantized, Role
+from qpass.quantize.join import join_products
 from qpass.rounding import ROUNDINGS
 from qpass.runtime.packs import Form, Parts, prepared
 
@@ -82,7 +83,8 @@ class Prepared(Step):
 class QuantizeLinears(Pass):
     """Run planned products on packed weights and, where planned, on integer activations.
 
-    Products of one value share the work of quantizing it, an online rotation included.
+    Products of one value share the work of quantizing it, an online rotation included, and run as
+    one where they are quantized alike.
     """
 
     choices: tuple[Quantized, ...]
@@ -92,9 +94,13 @@ class QuantizeLinears(Pass):
     def apply(self, program: Program) -> list[Note]:
         linears = {c.site: c for c in self.choices if c.role is not Role.EMBEDDING}
         tables = {c.site: c for c in self.choices if c.role is Role.EMBEDDING}
+        joined = join_products(program, linears)
         rows = _Rows(program)
-        notes: list[Note] = []
-        found: set[tuple[bool, str]] = set()
+        notes = [
+            Note(True, site, f"{_described(linears[site])}, in one product with {first}")
+            for site, first in joined.items()
+        ]
+        found = {(False, site) for site in joined}
         # from the end, so that the value a product reads is still the one that was found
         for matmul in reversed(find_matmuls(program)):
             site = program.site(matmul.use)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -23,6 +24,10 @@ from qpass.runtime.values import Stamps, is_freed, stamps
 
 Compiled = Callable[..., Sequence[object]]
 
+# thousands of checks a call: dynamo guards the shapes of arguments, and the operators' own tests
+# hold what they return to their definitions
+_TRUSTED = {"size_asserts": False, "alignment_asserts": False}
+
 
 def lower(
     traced: Traced, examples: Sequence[object], config: Mapping[str, object] | None = None
@@ -35,17 +40,25 @@ def lower(
     """
     graph, layout = _lay_out(traced, examples)
     first = layout.bind(examples)
-    if (context := TracingContext.try_get()) is not None and context.fake_mode is not None:
-        # prepared weights have fixed shapes, whatever is assumed about new tensors
-        for tensor in first.prepared:
-            context.fake_mode.from_tensor(tensor, static_shapes=True)
-    with torch.no_grad():
+    with torch.no_grad(), _fixed_shapes(first.prepared):
         compiled = compile_fx(
             fx.GraphModule(nn.Module(), graph),
             cast("Any", [*(examples[i] for i in layout.kept), *first.prepared]),
-            config_patches=cast("dict[str, Any]", dict(config or {})),
+            config_patches=cast("dict[str, Any]", {**_TRUSTED, **(config or {})}),
         )
     return Lowered(cast("Compiled", compiled), layout)
+
+
+@contextmanager
+def _fixed_shapes(tensors: Sequence[Tensor]) -> Generator[None]:
+    """While open, tensors are traced with the shapes they have, whatever is assumed of new ones."""
+    context = TracingContext.try_get()
+    made: list[Tensor] = []
+    if context is not None and context.fake_mode is not None:
+        # the mode remembers what it made of a tensor only while that is alive
+        made += [context.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
+    yield
+    made.clear()
 
 
 @final
