@@ -1,5 +1,6 @@
 """The operators of qpass: each one's plain PyTorch definition is its specification."""
 
+from qpass.ops.attention import attention
 from qpass.ops.embedding import embedding
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
@@ -8,6 +9,7 @@ from qpass.ops.quantize import quantize_rows
 
 __all__ = [
     "PackedLinear",
+    "attention",
     "embedding",
     "from_nibbles",
     "hadamard",
