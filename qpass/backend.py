@@ -31,6 +31,7 @@ from qpass.quantize.linears import QuantizeLinears
 from qpass.registry import unknown
 from qpass.runtime.device import this_device
 from qpass.runtime.values import free, is_freed
+from qpass.targets.attend import LowerAttention
 from qpass.targets.backward import without_backward
 from qpass.targets.inductor import lower
 from qpass.transform import fold_and_rewrite, rewrite
@@ -175,7 +176,9 @@ def _quantized(
     program, made = run_passes(done.program, [QuantizeLinears(done.plan.quantized)])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    return done.plan, program, [*done.notes, *made]
+    lowering = [LowerAttention()] if this_device().compiled else []
+    program, lowered = run_passes(program, lowering)
+    return done.plan, program, [*done.notes, *made, *lowered]
 
 
 def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Options) -> Plan:
