@@ -148,6 +148,21 @@ def test_the_default_epsilon_is_written_out():
     torch.testing.assert_close(program.run(x)[0], model(x))
 
 
+SEVERAL_AXES = {
+    "own_gain": lambda: nn.RMSNorm((5, 12)),
+    "own_gain_and_bias": lambda: nn.LayerNorm((5, 12)),
+    "none": lambda: nn.LayerNorm((5, 12), elementwise_affine=False),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL_AXES)
+def test_a_norm_over_several_axes_stays_as_it_is(name):
+    model, x = randomised(Norm(SEVERAL_AXES[name](), GAINS["right"])), noise(2, 5, 12)
+    program = capture(model, x).program
+    assert operators(program)[1:] == ["aten.mul.Tensor", "aten.linear"]
+    torch.testing.assert_close(program.run(x)[0], model(x))
+
+
 def test_a_normalised_value_read_twice_keeps_its_gains_apart():
     class Twice(nn.Module):
         def __init__(self):

@@ -145,6 +145,8 @@ def _products(anchor: fx.Node) -> tuple[fx.Node, ...]:
 
 def _absorb(program: Program, node: fx.Node) -> Note | None:
     """Give a norm the gain and bias that follow it, a plain epsilon, and its input's precision."""
+    if len(read.sizes(node, "normalized_shape")) != 1:
+        return None
     where, norm, taken = read.module_path(node), _parse(node), list[str]()
     while (reader := _only_reader(node)) is not None:
         grown = _take(program, norm, reader)
