@@ -55,6 +55,10 @@ class FoldNorms(Pass):
             gain, bias = _affine(program, norm)
             if gain is None and bias is None:
                 continue
+            if any(len(read.shape(use)) != 1 for use in (gain, bias) if use is not None):
+                why = "its gain or bias spans several axes"
+                notes.append(Note(done=False, where=_where(program, norm), why=why))
+                continue
             region = regions.get((gain or bias or norm).name)
             readers = _readers(region, gain, bias, matmuls, _moved(norm))
             if isinstance(readers, str):

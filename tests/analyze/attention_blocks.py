@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.analyze.layers import HEADS, WIDTH, block, linear, norm
+from tests.analyze.layers import HEADS, LENGTH, WIDTH, block, linear, norm
 
 
 class Attention(nn.Module):
@@ -152,3 +152,12 @@ class TalkingHeads(Attention):
         q, k, v = self.split(x)
         scores = self.mix((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.merged(scores.softmax(-1) @ v)
+
+
+@block
+class WithoutSoftmax(Attention):
+    """Keys meet values first: a product of values, summed over positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        return x + self.merged(q @ (k.mT @ v) / LENGTH)

@@ -159,6 +159,36 @@ class Pooled(nn.Module):
         return x + self.mix(self.norm(pooled)).unsqueeze(1)
 
 
+@block
+class SlicedWeight(nn.Module):
+    """Two slices of one matrix, one of which overlaps the other."""
+
+    def __init__(self, choice: random.Random) -> None:
+        super().__init__()
+        self.norm, self.act = norm(choice), choice.choice(ACTIVATIONS)
+        self.matrix = nn.Parameter(torch.zeros(17, WIDTH))
+        self.at = choice.choice((0, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        up = self.act(nn.functional.linear(y, self.matrix[self.at : self.at + WIDTH]))
+        return x + up @ self.matrix[5:]
+
+
+@block
+class NormOverPlaces(nn.Module):
+    """A norm over positions and channels at once."""
+
+    def __init__(self, choice: random.Random) -> None:
+        super().__init__()
+        affine = choice.random() < 0.5
+        self.norm = nn.LayerNorm((LENGTH, WIDTH), elementwise_affine=affine)
+        self.mix = linear(choice, WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm(x))
+
+
 class Net(nn.Module):
     """Token and position tables, blocks, and perhaps a last norm and a tied head."""
 
