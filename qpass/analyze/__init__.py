@@ -3,9 +3,10 @@
 from qpass.analyze.constraints import Pin, Role
 from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.matmuls import Matmul, find_matmuls
-from qpass.analyze.regions import Region, Site, Span, find_regions
+from qpass.analyze.regions import Region, Site, find_regions
 from qpass.analyze.rotatable import rotatable_regions
 from qpass.analyze.rules.views import MOVES
+from qpass.analyze.solution import Span
 
 __all__ = [
     "MOVES",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class Call:
         )
         return self.operator(*args, **kwargs)
 
+    @functools.cached_property
+    def wanted(self) -> tuple[Tensor, ...]:
+        """The results for the operands as they are."""
+        return self.run()
+
+    @functools.cached_property
     def program(self) -> tuple[Program, list[fx.Node], list[fx.Node]]:
         """The program, the uses (in the order of `operands`) and the results."""
         graph = fx.Graph()

@@ -5,6 +5,7 @@ Written apart from `qpass.ir.Block` and `qpass.transform`, so as to judge them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -83,9 +84,10 @@ def _starts(place: Placement, head: Atom | None) -> list[tuple[int, int | None]]
 
 def element(group: Group, leaf: Atom, head: Atom | None, seed: int) -> Change:
     """A random change of `leaf` within `group`."""
-    heads = 1 if head is None else head.size
-    return Change(
-        leaf,
-        head,
-        torch.stack([sample(group, leaf.size, Key(f"head {h}", seed)) for h in range(heads)]),
-    )
+    return Change(leaf, head, matrices(group, leaf.size, 1 if head is None else head.size, seed))
+
+
+@functools.lru_cache(maxsize=4096)
+def matrices(group: Group, width: int, heads: int, seed: int) -> Tensor:
+    """A random element of `group` for each head, `[heads, width, width]`."""
+    return torch.stack([sample(group, width, Key(f"head {h}", seed)) for h in range(heads)])

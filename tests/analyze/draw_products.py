@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from qpass.ops.structure import REPEAT_HEADS, ROTARY
 from tests.analyze.calls import Call
@@ -81,7 +82,7 @@ def _binary(draw: Draw, target: Any) -> Call:
     kind = draw(st.sampled_from(("two", "swapped", "number", "twice")))
     if kind == "number":
         return Call(target, (left, draw(NUMBERS)), kwargs)
-    if kind == "twice":
+    if kind == "twice" and target is not aten.div.Tensor:
         return Call(target, (left, left), kwargs)
     pair = (right, left) if kind == "swapped" and target is not aten.div.Tensor else (left, right)
     return Call(target, pair, kwargs)
@@ -233,3 +234,44 @@ def _rotary(draw: Draw, target: Any) -> Call:
 @draws(REPEAT_HEADS)
 def _repeat_heads(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, shape(draw, 4, 4)), draw(st.sampled_from((1, 2, 3)))))
+
+
+def _convolved(draw: Draw, places: int) -> tuple[list[Tensor], int]:
+    groups = draw(st.sampled_from((1, 1, 1, 2)))
+    made, taken = draw(st.sampled_from(((3, 5), (6, 2), (1, 3))))
+    x = (taken * groups, *((5,) * places))
+    batch = () if draw(st.booleans()) else (draw(st.sampled_from(SIZES)),)
+    operands = [tensor(draw, (*batch, *x)), tensor(draw, (made * groups, taken, *((2,) * places)))]
+    if draw(st.booleans()):
+        operands.append(tensor(draw, (made * groups,)))
+    return operands, groups
+
+
+@draws(
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+)
+def _convolution(draw: Draw, target: Any) -> Call:
+    operands, groups = _convolved(draw, int(str(target)[len("aten.conv")]))
+    named = target._overloadname == "padding"
+    padding = draw(st.sampled_from(("same", "valid") if named else (0, 1)))
+    padding = padding if named else [padding]
+    return Call(target, tuple(operands), {"padding": padding, "groups": groups})
+
+
+@draws(aten.convolution.default)
+def _inner_convolution(draw: Draw, target: Any) -> Call:
+    operands, groups = _convolved(draw, 2)
+    x = operands[0] if operands[0].dim() == 4 else operands[0][None]
+    weight, bias = operands[1], operands[2] if len(operands) > 2 else None
+    if draw(st.booleans()) and groups == 1:
+        # transposed weights are stored [in, out]
+        return Call(
+            target,
+            (x, weight.transpose(0, 1).contiguous(), bias, [1, 1], [0, 0], [1, 1], True, [0, 0], 1),
+        )
+    return Call(target, (x, weight, bias, [1, 2], [1, 0], [1, 1], False, [0, 0], groups))

@@ -41,7 +41,7 @@ def tensor(draw: Draw, shape: tuple[int, ...], *, positive: bool = False) -> Ten
     return 0.5 + 1.5 * torch.sigmoid(made) if positive else made
 
 
-def shape(draw: Draw, least: int = 0, most: int = 4, sizes: tuple[int, ...] = SIZES) -> Any:
+def shape(draw: Draw, least: int = 0, most: int = 3, sizes: tuple[int, ...] = SIZES) -> Any:
     return tuple(draw(st.lists(st.sampled_from(sizes), min_size=least, max_size=most)))
 
 

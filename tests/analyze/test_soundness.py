@@ -18,10 +18,10 @@ from qpass.capture.export import capture
 from qpass.ir import Block, Program, Step, read, run_passes
 from qpass.plan import Recipe
 from qpass.plan.choose import choose
-from qpass.rotations import Group, Key
-from qpass.rotations.elements import sample
+from qpass.rotations import Group
 from qpass.transform import FoldNorms, InsertOnline, RotateRegions
 from tests.analyze.blocks import BLOCKS, net, tokens
+from tests.analyze.changes import matrices
 
 aten = torch.ops.aten
 
@@ -52,11 +52,9 @@ class Changed(Step):
 
 def change(program: Program, region: Region, seed: int) -> None:
     """Change a region by random elements of its group, in all the weights that absorb it."""
-    matrices = torch.stack(
-        [sample(region.group, region.width, Key(f"{h}", seed)) for h in range(region.heads)]
-    )
+    matrices_hnn = matrices(region.group, region.width, region.heads, seed)
     for site in region.sites:
-        own = torch.linalg.inv(matrices).mT if site.dual else matrices
+        own = torch.linalg.inv(matrices_hnn).mT if site.dual else matrices_hnn
         program.weights[site.use] = program.weights[site.use].then(
             Changed(own if site.block.head is not None else own[:1], site.axis, site.block)
         )
@@ -96,10 +94,10 @@ def unsound(names: tuple[str, ...], seed: int, groups: tuple[Group, ...] = tuple
 
 
 def mixtures(count: int) -> list[tuple[str, ...]]:
-    """Models of three blocks in which every block occurs `count` times."""
+    """Models of four blocks in which every block occurs `count` times."""
     order = random.Random(0)
     names = [name for _ in range(count) for name in order.sample(sorted(BLOCKS), len(BLOCKS))]
-    return [tuple(names[i : i + 3]) for i in range(0, len(names), 3)]
+    return [tuple(names[i : i + 4]) for i in range(0, len(names), 4)]
 
 
 MODELS = list(enumerate(mixtures(2)))

@@ -114,12 +114,22 @@ def _slice(node: fx.Node, c: Constraints) -> None:
     if start == 0 and bounds[2] == 1 and (size == _shape(node)[dim]):
         c.give(node, layout)
         return
-    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int) and bounds[2] == 1:
-        first, last, _ = slice(start, end).indices(size)
-        layout[dim] = c.slice(layout[dim], first, last)
-    else:
-        layout[dim] = _lost(node, dim, layout[dim], c)
+    known = [n for n in (size, start, end, bounds[2]) if isinstance(n, int)]
+    sliced = _sliced(layout[dim], *known, c) if len(known) == 4 else None
+    layout[dim] = _lost(node, dim, layout[dim], c) if sliced is None else sliced
     c.give(node, layout)
+
+
+def _sliced(axis: Axis, size: int, start: int, end: int, step: int, c: Constraints) -> Axis | None:
+    """Entries of an axis in a row, or one of each `step` entries; None where neither."""
+    taken = range(*slice(start, end, step).indices(size))
+    if step == 1 or len(taken) <= 1:
+        return c.slice(axis, taken.start, taken.start + len(taken))
+    if size % step or len(taken) != size // step:
+        return None
+    outer, inner = c.view((axis,), (size // step, step))
+    c.slice(inner, taken.start, taken.start + 1)
+    return outer
 
 
 @rule(aten.select.int)
