@@ -114,20 +114,21 @@ def _slice(node: fx.Node, c: Constraints) -> None:
     if start == 0 and bounds[2] == 1 and (size == _shape(node)[dim]):
         c.give(node, layout)
         return
-    known = [n for n in (size, start, end, bounds[2]) if isinstance(n, int)]
-    sliced = _sliced(layout[dim], *known, c) if len(known) == 4 else None
+    sliced = None
+    if all(isinstance(n, int) for n in (size, start, end, bounds[2])):
+        taken = range(*slice(start, end, bounds[2]).indices(cast("int", size)))
+        sliced = _sliced(layout[dim], cast("int", size), taken, c)
     layout[dim] = _lost(node, dim, layout[dim], c) if sliced is None else sliced
     c.give(node, layout)
 
 
-def _sliced(axis: Axis, size: int, start: int, end: int, step: int, c: Constraints) -> Axis | None:
-    """Entries of an axis in a row, or one of each `step` entries; None where neither."""
-    taken = range(*slice(start, end, step).indices(size))
-    if step == 1 or len(taken) <= 1:
+def _sliced(axis: Axis, size: int, taken: range, c: Constraints) -> Axis | None:
+    """Entries of an axis in a row, or every so many of it; None where neither."""
+    if taken.step == 1 or len(taken) <= 1:
         return c.slice(axis, taken.start, taken.start + len(taken))
-    if size % step or len(taken) != size // step:
+    if size % taken.step or len(taken) != size // taken.step:
         return None
-    outer, inner = c.view((axis,), (size // step, step))
+    outer, inner = c.view((axis,), (size // taken.step, taken.step))
     c.slice(inner, taken.start, taken.start + 1)
     return outer
 
