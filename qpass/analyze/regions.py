@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
@@ -60,7 +61,7 @@ def find_regions(
 
 def _regions(c: Constraints) -> tuple[Region, ...]:
     solution = Solution(c)
-    placed = solution.placed
+    placed, uses = solution.placed, _uses(c.program)
     regions: list[Region] = []
     for leaf in solution.leaves:
         if leaf not in placed.sites or leaf not in placed.spans:
@@ -69,7 +70,7 @@ def _regions(c: Constraints) -> tuple[Region, ...]:
         made = [_site(c, use, axis, place, head) for use, axis, place in placed.sites[leaf]]
         regions.append(
             Region(
-                name=_name(c.program, made[0]),
+                name=_name(uses[made[0].use], made[0]),
                 group=c.group,
                 width=int(leaf.size),
                 heads=1 if head is None else int(head.size),
@@ -81,18 +82,23 @@ def _regions(c: Constraints) -> tuple[Region, ...]:
     return tuple(regions)
 
 
-def _name(program: Program, site: Site) -> str:
-    """The region as a slice of its first weight, which no other region shares.
+def _uses(program: Program) -> dict[str, str]:
+    """What each use of a weight is called: `path`, and `path@1`, `path@2`, ... as in the trace."""
+    names: dict[str, str] = {}
+    calls: Counter[str] = Counter()
+    for node in program.graph.nodes:
+        if program.weight(node) is not None:
+            path = program.site(node.name)
+            names[node.name] = f"{path}@{calls[path]}" if calls[path] else path
+            calls[path] += 1
+    return names
 
-    A layer that is called again is `path@1`, `path@2`, ... as in the trace.
-    """
-    path = program.site(site.use)
-    uses = [n.name for n in program.graph.nodes if program.weight(n) is not None]
-    call = [use for use in uses if program.site(use) == path].index(site.use)
+
+def _name(use: str, site: Site) -> str:
+    """The region as a slice of its first weight, which no other region shares."""
     start, stride = site.block.offset, site.block.strides[-1]
     span = f"{start}:{start + site.block.width * stride}" + (f":{stride}" if stride > 1 else "")
-    again = f"@{call}" if call else ""
-    return f"{path}{again}[{', '.join([':'] * site.axis + [span])}]"
+    return f"{use}[{', '.join([':'] * site.axis + [span])}]"
 
 
 def _site(c: Constraints, node: fx.Node, axis: int, place: Placement, head: Atom | None) -> Site:

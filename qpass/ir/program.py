@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast, final
 
 import torch
@@ -45,6 +45,7 @@ class Program:
     weights: dict[str, Weight]
     sources: Mapping[str, Tensor]
     owners: dict[str, Owner]
+    _named: dict[str, fx.Node] = field(default_factory=dict[str, fx.Node], init=False, repr=False)
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -60,10 +61,12 @@ class Program:
 
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
-        for node in self.graph.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        found = self._named.get(name)
+        if found is None or found._erased or found.name != name:
+            # the graph has changed since names were last looked up
+            self._named = {node.name: node for node in self.graph.nodes}
+            found = self._named[name]
+        return found
 
     def site(self, use: str) -> str:
         """What a use of a weight is called in plans: where it lives in the module."""

@@ -113,6 +113,21 @@ def test_dead_nodes_and_weights_are_erased_but_not_inputs():
     assert torch.equal(program.run(x)[0], x.relu())
 
 
+def test_nodes_are_found_by_name_while_the_graph_changes():
+    program, _, _ = _linear()
+    (linear,) = (n for n in program.graph.nodes if n.op == "call_function")
+    (x_node,) = program.inputs
+    assert program.node(linear.name) is linear
+    relu = edit.call(program, linear, torch.ops.aten.relu.default, x_node)
+    assert program.node(relu.name) is relu
+    edit.replace(linear, relu)
+    with pytest.raises(KeyError):
+        program.node(linear.name)
+    copy = program.clone()
+    assert copy.node(relu.name) is not relu
+    assert copy.node(relu.name).name == relu.name
+
+
 def test_steps_that_change_cannot_make():
     with pytest.raises(ContractBroken, match="needs a step"):
         Weight(None).evaluate({})
