@@ -9,7 +9,6 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from site import getsitepackages
 
 import pytest
 
@@ -37,7 +36,7 @@ def build(folder: Path, *settings: str, **environment: str) -> tuple[int, str]:
 def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` with the unpacked wheel `site`, outside the checkout."""
     # without the hook of an editable install, which would win over any path
-    paths = (str(site), *getsitepackages())
+    paths = (str(site), *(path for path in sys.path if path and Path(path) != ROOT))
     return subprocess.run(
         [sys.executable, "-P", "-S", "-c", code],
         cwd=site,
@@ -48,14 +47,22 @@ def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built without a compiler, unpacked."""
+# how an installation comes to have no kernels -> settings, environment, what the build says of it
+WITHOUT = {
+    "no compiler": ((), NO_COMPILER, "there is no working C++ compiler"),
+    "by request": (("cmake.define.QPASS_KERNELS=OFF",), {}, "no compiled kernels, by request"),
+}
+
+
+@pytest.fixture(scope="module", params=WITHOUT)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built without kernels, unpacked."""
+    settings, environment, says = WITHOUT[request.param]
     folder = tmp_path_factory.mktemp("wheel")
-    code, output = build(folder, **NO_COMPILER)
+    code, output = build(folder, *settings, **environment)
     assert code == 0, output
     assert "no compiled kernels" in output
-    assert "there is no working C++ compiler" in output
+    assert says in output
     (wheel,) = folder.glob("*.whl")
     site = folder / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -83,7 +90,8 @@ def test_doctor_says_that_the_kernels_are_absent(site: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts: Mapping[str, object] = json.loads(done.stdout)
     assert facts["compiled"] is False
-    assert "plain PyTorch" in str(facts["kernels"])
+    assert "no compiled kernels, operators run on plain PyTorch" in str(facts["kernels"])
+    assert python(site, code.replace(", '--json'", "")).stdout.count("no compiled kernels") == 1
 
 
 def test_operators_run_without_kernels(site: Path) -> None:
