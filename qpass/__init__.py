@@ -1,11 +1,16 @@
 """qpass: a PyTorch compiler pass that makes transformers smaller and faster."""
 
+import logging
+
 from qpass.api import inspect, quantize, rotate
 from qpass.errors import QpassError
 from qpass.export import export_onnx, onnx_parity
 from qpass.hf.checkpoint import load, save
 from qpass.plan import Plan, Recipe
 from qpass.verify.quality import evaluate
+
+# silent until the application asks: without a handler, warnings would go to stderr
+logging.getLogger("qpass").addHandler(logging.NullHandler())
 
 __all__ = [
     "Plan",
