@@ -117,6 +117,9 @@ def write(
         table = {**cast("Table", config[SECTION]), "files": names}
         text = json.dumps({**config, SECTION: table}, indent=2, sort_keys=True, ensure_ascii=False)
         (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name in names:
+            # safetensors writes for its owner only
+            shutil.copymode(fresh / CONFIG, fresh / name)
         _exchange(fresh, where)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
