@@ -138,9 +138,10 @@ def _layer(
     codes = encode(wanted.entry, value_nk)
     if wanted.table:
         return _embedding(module, owner, codes, stored.dtype)
+    wide = torch.float64 if stored.dtype is torch.float64 else torch.float32
     return QuantizedLinear(
         packed(codes, owner.path),
-        bias,
+        None if bias is None else bias.to(wide),
         dtype=stored.dtype,
         activation_bits=_activation_bits(wanted.entry),
         transform=transform,

@@ -68,6 +68,15 @@ def test_quantization_stays_close(name: str, recipe: str) -> None:
     assert not any(isinstance(m, nn.Linear) for m in model.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nothing_is_stored_wider_than_it_is_computed(dtype: torch.dtype) -> None:
+    model, inputs = nano().to(dtype), {"input_ids": tokens()}
+    apply(model, inputs, "w8a16", rotation="on")
+    held = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    # row scales and biases of bfloat16 layers are float32, as the sums that they meet
+    assert held <= {dtype, torch.float32}
+
+
 def test_rotating_twice_is_rotating() -> None:
     model, inputs = nano(), {"input_ids": tokens()}
     want = output(model, inputs)
