@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture
 from qpass.errors import BadInput
+from qpass.hf.sample import sample_call
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose
@@ -53,7 +53,7 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
 
     Raises BadInput for inputs that do not fit and CaptureFailed where there is no graph.
     """
-    captured = capture(model, _sample(model, inputs))
+    captured = capture(model, sample_call(model, inputs))
     folded, notes = run_passes(captured.program, [FoldNorms()])
     recipe = Recipe("inspect", rotation="on")
     plan = choose(folded, recipe, refusals=refusals(model, captured.program), stored=True)
@@ -73,7 +73,7 @@ def rotate(
     which rotations (default: all that are free, and online ones elsewhere); its formats are not
     used. Raises ContractBroken, with the model as it was, if the whole is not exact.
     """
-    sample = _sample(model, inputs)
+    sample = sample_call(model, inputs)
     given = Recipe("rotate", rotation="on", head="float", embedding="float")
     if recipe is not None:
         given = Recipe.read(recipe, capability=_capability())
@@ -109,7 +109,7 @@ def quantize(
     is unchanged whenever this raises.
     """
     batches = [] if calibration is None else list(calibration)
-    sample = _sample(model, inputs if inputs is not None or not batches else batches[0])
+    sample = sample_call(model, inputs if inputs is not None or not batches else batches[0])
     known = _plan(plan)
     given = known.recipe if known else Recipe.read(recipe, capability=_capability())
     captured = capture(model, sample)
@@ -127,20 +127,6 @@ def quantize(
     for note in (*captured.notes, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model
-
-
-def _sample(model: nn.Module, inputs: Inputs | None) -> Inputs:
-    if inputs is not None:
-        return inputs
-    if "transformers" in sys.modules:
-        from qpass.hf.inputs import sample_inputs
-
-        if (made := sample_inputs(model)) is not None:
-            return made
-    raise BadInput(
-        f"inputs are needed: {type(model).__name__} does not say what it takes\n"
-        "  pass a tensor, a tuple of arguments or a dict of keyword arguments"
-    )
 
 
 def _plan(plan: Plan | str | Path | None) -> Plan | None:

@@ -5,46 +5,105 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from qpass.capture.call import Inputs, arguments
 from qpass.capture.export import evaluating
 from qpass.capture.sample import doubled, dynamic_shapes
-from qpass.errors import BadInput
+from qpass.errors import BadInput, ContractBroken, Unsupported
+from qpass.hf.sample import sample_call
 from qpass.ir import Note
 from qpass.registry import unknown
-from qpass.targets.onnx_qdq import Call, OnnxReport, check, leaves, write
-from qpass.targets.onnx_run import Parity, compare
+from qpass.targets.layers import QuantizedLinear
+from qpass.targets.onnx_qdq import INSTALL, Call, OnnxReport, check, leaves, write
+from qpass.targets.onnx_run import Parity, compare, runnable
 
 QDQ = "qdq"
 TARGETS = (QDQ,)
+# relative error of an output: rounding in the model's type, through all of its layers
+EXACT = 1e-3
+LIMIT = {torch.float32: EXACT, torch.float16: 0.05}
 
 
 def export_onnx(
-    model: nn.Module, inputs: Inputs, path: str | Path, *, target: str = QDQ
+    model: nn.Module,
+    inputs: Inputs | None,
+    path: str | Path,
+    *,
+    target: str = QDQ,
+    verify: bool | None = None,
 ) -> OnnxReport:
     """Write `model` as an ONNX file of standard operators (opset 21), sizes left open.
 
     Quantized weights stay integers with their scales, as `DequantizeLinear` in front of `MatMul`;
     a float model gives a float graph; activations stay float. A decoder takes `past_key_values.*`
-    and gives `present.*`. Raises BadInput for inputs or a path that do not fit, Unsupported without
-    the `onnx` extra and CaptureFailed where there is no graph.
+    and gives `present.*`. With `verify` (default: where onnxruntime is installed) ONNX Runtime
+    computes `inputs` from the file before it takes its name. Raises BadInput for inputs or a path
+    that do not fit, Unsupported without the `onnx` extra, CaptureFailed where there is no graph and
+    ContractBroken for a file that computes something else.
     """
-    if target not in TARGETS:
-        raise unknown("ONNX target", target, TARGETS)
-    check(Path(path))
-    call, notes = _call(model, inputs)
-    report = write(call, Path(path))
+    check_target(path, target, verify)
+    call, notes = _call(model, sample_call(model, inputs))
+    if not (runnable() if verify is None else verify):
+        report = write(call, Path(path))
+    else:
+        found: list[Parity] = []
+        report = write(call, Path(path), lambda file: found.append(_verified(call, file)))
+        report = dataclasses.replace(report, parity=found[0])
     return dataclasses.replace(report, notes=(*notes, *report.notes))
 
 
-def onnx_parity(model: nn.Module, inputs: Inputs, path: str | Path) -> Parity:
+def check_target(path: str | Path, target: str, verify: bool | None = None) -> None:
+    """Raise unless a file can be written at `path` for `target`, and verified if that is asked."""
+    if target not in TARGETS:
+        raise unknown("ONNX target", target, TARGETS)
+    check(Path(path))
+    if verify and not runnable():
+        raise Unsupported(f"verifying an ONNX file needs onnxruntime; {INSTALL}")
+
+
+def onnx_parity(model: nn.Module, inputs: Inputs | None, path: str | Path) -> Parity:
     """How far ONNX Runtime, on the file at `path`, is from `model` on `inputs`."""
-    return compare(_call(model, inputs)[0], Path(path))
+    return compare(_call(model, sample_call(model, inputs))[0], Path(path))
+
+
+def _verified(call: Call, file: Path) -> Parity:
+    """How far the file is from the model, once it is what was exported of it."""
+    with _float_activations(call.module) as changed:
+        parity = compare(call, file)
+    tensors = (*call.module.parameters(), *call.module.buffers())
+    limit = max((LIMIT[t.dtype] for t in tensors if t.dtype in LIMIT), default=EXACT)
+    if not parity.error <= limit:
+        raise ContractBroken(
+            f"ONNX Runtime does not compute from {file.name} what PyTorch computes: an output is "
+            f"off by {parity.error:.1e} (limit {limit:.0e}); no file was written\n"
+            "  please report this, with the model's code; verify=False writes the file all the same"
+        )
+    # what the file leaves out on purpose is part of the distance, but under no limit
+    return compare(call, file) if changed else parity
+
+
+@contextmanager
+def _float_activations(model: nn.Module) -> Generator[bool]:
+    """`model` as it is exported: activations are not rounded; whether that is a change."""
+    rounding = [
+        (layer, layer.activation_bits)
+        for layer in model.modules()
+        if isinstance(layer, QuantizedLinear) and layer.activation_bits is not None
+    ]
+    try:
+        for layer, _ in rounding:
+            layer.activation_bits = None
+        yield bool(rounding)
+    finally:
+        for layer, bits in rounding:
+            layer.activation_bits = bits
 
 
 def _call(model: nn.Module, inputs: Inputs) -> tuple[Call, tuple[Note, ...]]:

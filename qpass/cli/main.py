@@ -12,6 +12,7 @@ import typer
 from qpass.cli.bench import bench
 from qpass.cli.doctor import doctor
 from qpass.cli.evaluate import evaluate
+from qpass.cli.export import export
 from qpass.cli.inspect import inspect
 from qpass.cli.quantize import quantize
 from qpass.cli.recipes import recipes
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(inspect)
 app.command()(quantize)
+app.command()(export)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(recipes)

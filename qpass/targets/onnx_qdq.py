@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -23,6 +25,8 @@ from qpass.targets.onnx_layers import FUSED_BLOCKS, NIBBLES, OPSET, standing_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from qpass.targets.onnx_run import Parity
 
 INSTALL = "pip install 'qpass[onnx]'"
 # one protobuf message ends at 2 GiB; far below it, a file that can be mapped is the better one
@@ -53,6 +57,7 @@ class OnnxReport:
     """What was written: `linears` have integer weights, of which `fusible` never become floats.
 
     `files` are the file and, where it is large, the one with its tensors; `bytes` is their sum.
+    `parity` is None where ONNX Runtime did not run it.
     """
 
     path: Path
@@ -62,11 +67,13 @@ class OnnxReport:
     linears: int
     fusible: int
     notes: tuple[Note, ...]
+    parity: Parity | None = None
 
 
-def write(call: Call, path: Path) -> OnnxReport:
+def write(call: Call, path: Path, accept: Callable[[Path], None] | None = None) -> OnnxReport:
     """Write `call` as an ONNX file; an interrupted run leaves the old file or none.
 
+    `accept` gets the file before it takes its name, and may raise.
     Raises BadInput for a path that cannot be written, CaptureFailed where there is no graph.
     """
     check(path)
@@ -75,7 +82,7 @@ def write(call: Call, path: Path) -> OnnxReport:
         model = _exported(call, module)
     linears, fusible = _finish(model)
     try:
-        files = _save(model, path)
+        files = _save(model, path, accept)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
     size = sum(file.stat().st_size for file in files)
@@ -107,10 +114,22 @@ def _check_dtype(module: nn.Module) -> None:
         )
 
 
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Without what the exporter says about its own dependencies and about names."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _exported(call: Call, module: nn.Module) -> ir.Model:
-    with warnings.catch_warnings():
-        # what the exporter says about its own dependencies and about names is not for users
-        warnings.simplefilter("ignore")
+    with _hushed():
         try:
             program = torch.onnx.export(
                 module,
@@ -171,12 +190,14 @@ def _narrow(value: ir.Value) -> None:
     value.dtype = ir.DataType.INT4
 
 
-def _save(model: ir.Model, path: Path) -> tuple[Path, ...]:
+def _save(model: ir.Model, path: Path, accept: Callable[[Path], None] | None) -> tuple[Path, ...]:
     import onnx_ir as ir
 
     data = _data_name(model, path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         ir.save(model, Path(folder) / path.name, external_data=data)
+        if accept is not None:
+            accept(Path(folder) / path.name)
         files = (path,) if data is None else (path, path.with_name(data))
         # the tensors first: their name is new, and the file that refers to them takes one rename
         for file in reversed(files):

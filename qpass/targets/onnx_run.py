@@ -46,7 +46,7 @@ def compare(call: Call, path: Path) -> Parity:
 
 def run(path: Path, feeds: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Mapping[str, int]]:
     """The outputs of the file for inputs by name, and the operators of the optimised graph."""
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not runnable():
         raise Unsupported(f"running an ONNX file needs onnxruntime; {INSTALL}")
     import onnx
     import onnxruntime
@@ -63,14 +63,25 @@ def run(path: Path, feeds: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Mapp
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "optimised.data"
         )
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            known = {node.name for node in session.get_inputs()}
+            given = {name: tensor.numpy() for name, tensor in feeds.items() if name in known}
+            found = session.run(None, given)
+        except Exception as error:
+            # its exceptions have no base of their own
+            first = str(error).strip().partition("\n")[0]
+            raise Unsupported(f"ONNX Runtime cannot run {path.name}: {first}") from error
         graph = onnx.load(str(optimised), load_external_data=False).graph
     operators = collections.Counter(node.op_type for node in graph.node)
-    known = {node.name for node in session.get_inputs()}
-    given = {name: tensor.numpy() for name, tensor in feeds.items() if name in known}
-    return [torch.tensor(array) for array in session.run(None, given)], operators
+    return [torch.tensor(array) for array in found], operators
+
+
+def runnable() -> bool:
+    """Whether ONNX Runtime is there."""
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def _relative(got: Tensor, wanted: Tensor) -> float:
