@@ -22,6 +22,7 @@ from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.quantize.errors import SiteErrors
 from qpass.report.inspection import Inspection, inspection
+from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.replaceable import refusals
@@ -112,18 +113,29 @@ def quantize(
     sample = sample_call(model, inputs if inputs is not None or not batches else batches[0])
     known = _plan(plan)
     given = known.recipe if known else Recipe.read(recipe, capability=_capability())
-    captured = capture(model, sample)
+    with progress() as advance:
+        advance("trace", 0, 1)
+        captured = capture(model, sample)
+        advance("trace", 1, 1)
 
-    def decide(folded: Program) -> Plan:
-        if known is not None:
-            return known
-        refused = refusals(model, captured.program)
-        measured = captured.flatten(batches[0] if batches else sample)
-        errors = _errors(folded, measured) if given.rotation == "auto" else None
-        return choose(folded, given, refusals=refused, stored=True, errors=errors)
+        def decide(folded: Program) -> Plan:
+            if known is not None:
+                return known
+            refused = refusals(model, captured.program)
+            measured = captured.flatten(batches[0] if batches else sample)
+            errors = _errors(folded, measured) if given.rotation == "auto" else None
+            return choose(folded, given, refusals=refused, stored=True, errors=errors)
 
-    done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
-    written = write_back(model, captured.program, done.program, done.plan)
+        advance("rotate and verify", 0, 1)
+        done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
+        advance("rotate and verify", 1, 1)
+        written = write_back(
+            model,
+            captured.program,
+            done.program,
+            done.plan,
+            advance=lambda at, of: advance("quantize", at, of),
+        )
     for note in (*captured.notes, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model

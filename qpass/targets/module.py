@@ -16,7 +16,7 @@ from qpass.errors import StateError, Unsupported
 from qpass.ir import Note, Ones, Owner, Program, Weight, Zeros
 from qpass.plan import Plan
 from qpass.targets.record import record_of, set_record
-from qpass.targets.replacing import Encode, build_layers, held, nearest
+from qpass.targets.replacing import Advance, Encode, build_layers, held, nearest, unseen
 from qpass.targets.stored import to_stored
 from qpass.targets.ties import untie
 
@@ -24,9 +24,17 @@ T = TypeVar("T")
 
 
 def write_back(
-    model: nn.Module, before: Program, after: Program, plan: Plan, encode: Encode = nearest
+    model: nn.Module,
+    before: Program,
+    after: Program,
+    plan: Plan,
+    encode: Encode = nearest,
+    *,
+    advance: Advance = unseen,
 ) -> list[Note]:
     """Make `model` compute what `after` does, quantized as in `plan`, and note what was done.
+
+    `advance` is told how many layers are made, and of how many.
 
     `before` is the program that was captured from the model. Everything is built first and put in
     place then, so that a failure leaves the model as it was. Raises `StateError` for a model that
@@ -38,7 +46,7 @@ def write_back(
             "the model is quantized already; load the float model again and quantize that"
         )
     notes: list[Note] = []
-    layers = build_layers(model, before, after, plan, encode, notes)
+    layers = build_layers(model, before, after, plan, encode, notes, advance)
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))

@@ -26,6 +26,12 @@ from qpass.transform.insert_online import SignsOf
 
 # makes codes of a float64 weight [N, K]
 Encode = Callable[[Quantized, Tensor], QuantizedTensor]
+# told how many of a number of layers are made
+Advance = Callable[[int, int], None]
+
+
+def unseen(made: int, total: int) -> None:
+    """Nobody is told."""
 
 
 def nearest(entry: Quantized, weight_nk: Tensor) -> QuantizedTensor:
@@ -40,6 +46,7 @@ def build_layers(
     plan: Plan,
     encode: Encode,
     notes: list[Note],
+    advance: Advance,
 ) -> dict[str, nn.Module]:
     """A layer for each module whose input is transformed or whose weight is quantized, by path."""
     entries = {entry.site: entry for entry in plan.quantized}
@@ -67,8 +74,10 @@ def build_layers(
                 f"{after.site(use)}: its module cannot be replaced: {why}\n"
                 "  leave it float, and its input unrotated"
             )
+        advance(len(made), len(wants))
         made[path] = _layer(model, after, after.owners[use], wanted, encode)
         notes.append(Note(True, after.site(use), wanted.text()))
+    advance(len(made), len(wants))
     return made
 
 
