@@ -26,7 +26,7 @@ from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.replaceable import refusals
-from qpass.transform import FoldNorms, fold_and_rewrite, rewrite
+from qpass.transform import FoldNorms, carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck, largest_error
 
 log = logging.getLogger("qpass")
@@ -123,7 +123,9 @@ def quantize(
                 return known
             refused = refusals(model, captured.program)
             measured = captured.flatten(batches[0] if batches else sample)
-            errors = _errors(folded, measured) if given.rotation == "auto" else None
+            errors = (
+                _errors(captured.program, folded, measured) if given.rotation == "auto" else None
+            )
             return choose(folded, given, refusals=refused, stored=True, errors=errors)
 
         advance("rotate and verify", 0, 1)
@@ -156,8 +158,10 @@ def _capability() -> Capability:
     return Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
 
 
-def _errors(folded: Program, inputs: tuple[object, ...]) -> SiteErrors:
-    return SiteErrors(folded, inputs, lambda plan: rewrite(folded, plan).program)
+def _errors(program: Program, folded: Program, inputs: tuple[object, ...]) -> SiteErrors:
+    return SiteErrors(
+        program, folded, inputs, lambda plan: carry_out(program, folded, plan).program
+    )
 
 
 def _outputs(model: nn.Module, sample: Inputs) -> list[Tensor]:

@@ -34,7 +34,7 @@ from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
 from qpass.targets.backward import without_backward
 from qpass.targets.inductor import lower
-from qpass.transform import fold_and_rewrite, rewrite
+from qpass.transform import carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck
 
 log = logging.getLogger("qpass")
@@ -200,7 +200,10 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
                 f"the float weight {freed[0]} was freed, and another graph asks for its error\n"
                 '  compile without free_weights, or with a rotation that is not "auto"'
             )
-        errors = SiteErrors(folded, inputs, lambda plan: rewrite(folded, plan).program)
+        program = traced.program
+        errors = SiteErrors(
+            program, folded, inputs, lambda plan: carry_out(program, folded, plan).program
+        )
         return choose(folded, recipe, held=held, errors=errors)
 
     parameters = [s for s in sources.values() if isinstance(s, nn.Parameter)]

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor, fx
@@ -24,27 +25,29 @@ SAMPLED_CHANNELS = 256
 class SiteErrors:
     """The relative squared output error of each quantized product, under any plan.
 
-    The program (norms folded) runs once in float on sample inputs; a plan is then judged site by
-    site, on sampled tokens and output channels, with every other site left float. `rewritten` is
-    the program after a plan's rotations.
+    The program runs in float on sample inputs, as it is and with its norms folded; a plan is then
+    judged site by site, on sampled tokens and output channels, with every other site left float.
+    `rewritten` is the program after a plan's rotations.
     """
 
     def __init__(
-        self, program: Program, inputs: Sequence[object], rewritten: Callable[[Plan], Program]
+        self,
+        program: Program,
+        folded: Program,
+        inputs: Sequence[object],
+        rewritten: Callable[[Plan], Program],
     ) -> None:
-        self._program = program
+        self._plain, self._folded = (_Sampled.of(p, inputs) for p in (program, folded))
         self._rewritten = rewritten
-        self._matmuls = find_matmuls(program)
-        self._samples = _sample(program, self._matmuls, inputs)
         self._known: dict[tuple[str, Weight, Quantized], float] = {}
 
     def __call__(self, plan: Plan) -> Mapping[str, float]:
         entries = {entry.site: entry for entry in plan.quantized}
         after = self._rewritten(plan)
         errors: dict[str, float] = {}
-        for matmul in self._matmuls:
-            site = self._program.site(matmul.use)
-            if (entry := entries.get(site)) is None or matmul.value not in self._samples:
+        for matmul in self._folded.matmuls:
+            site = after.site(matmul.use)
+            if (entry := entries.get(site)) is None or matmul.value not in self._folded.rows:
                 continue
             weight = after.weights[matmul.use]
             key = (matmul.use, weight, entry)
@@ -54,18 +57,36 @@ class SiteErrors:
         return errors
 
     def _error(self, matmul: Matmul, weight: Weight, entry: Quantized) -> float:
-        x_mk = self._samples[matmul.value].double()
-        old = self._program.weights[matmul.use]
-        for step in weight.steps[len(old.steps) :]:
+        # whichever of the two programs the weight was changed from
+        known = self._folded.program.weights[matmul.use].steps
+        base = self._folded if weight.steps[: len(known)] == known else self._plain
+        x_mk = base.rows[matmul.value].double()
+        sources = base.program.sources
+        for step in weight.steps[len(base.program.weights[matmul.use].steps) :]:
             if isinstance(step, ChangeBasis) and step.axis == matmul.reads:
-                x_mk = replace(step, axis=1).apply(x_mk, self._program.sources)
-        value = weight.evaluate(self._program.sources)
+                x_mk = replace(step, axis=1).apply(x_mk, sources)
+        value = weight.evaluate(sources)
         w_nk = value if matmul.reads == 1 else value.mT
         every = -(-w_nk.shape[0] // SAMPLED_CHANNELS)
         w_nk = w_nk[::every].contiguous()
         want_mn = x_mk @ w_nk.mT
         got_mn = _activations(x_mk, entry) @ _weights(w_nk, entry).mT
         return float((got_mn - want_mn).square().sum() / want_mn.square().sum().clamp_min(1e-300))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sampled:
+    """A program and sampled rows of every value that a product reads."""
+
+    program: Program
+    matmuls: tuple[Matmul, ...]
+    rows: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(program: Program, inputs: Sequence[object]) -> _Sampled:
+        matmuls = find_matmuls(program)
+        return _Sampled(program, matmuls, _sample(program, matmuls, inputs))
 
 
 def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:

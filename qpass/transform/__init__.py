@@ -2,7 +2,7 @@
 
 from qpass.transform.fold_norms import FoldNorms
 from qpass.transform.insert_online import InsertOnline
-from qpass.transform.rewrite import Rewritten, fold_and_rewrite, rewrite
+from qpass.transform.rewrite import Rewritten, carry_out, fold_and_rewrite, rewrite
 from qpass.transform.rotate_regions import RotateRegions
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "InsertOnline",
     "Rewritten",
     "RotateRegions",
+    "carry_out",
     "fold_and_rewrite",
     "rewrite",
 ]

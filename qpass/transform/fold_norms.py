@@ -35,9 +35,11 @@ class FoldNorms(Pass):
     """Move each norm's gain and bias into all its readers: `W (g x + b) = (W g) x + W b`.
 
     A gain is a diagonal change of basis of the norm's output, so the readers are those of its
-    DIAGONAL region; a norm with any other reader keeps its gain, with the reason.
+    DIAGONAL region; a norm with any other reader keeps its gain, with the reason. `norms` are the
+    nodes that are looked at, by name; None means all.
     """
 
+    norms: frozenset[str] | None = None
     name: str = "fold_norms"
     contract: Contract = Contract.EXACT
 
@@ -50,7 +52,7 @@ class FoldNorms(Pass):
         matmuls = {m.use: m for m in find_matmuls(program)}
         notes: list[Note] = []
         for norm in list(program.graph.nodes):
-            if not read.calls(norm, aten.rms_norm.default, aten.layer_norm.default):
+            if not is_norm(norm) or (self.norms is not None and norm.name not in self.norms):
                 continue
             gain, bias = _affine(program, norm)
             if gain is None and bias is None:
@@ -67,6 +69,11 @@ class FoldNorms(Pass):
             _fold(program, gain, bias, readers)
             notes.append(Note(True, _where(program, norm), f"folded into {len(readers)} readers"))
         return notes
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether a node is a norm whose gain and bias `FoldNorms` may move."""
+    return read.calls(node, aten.rms_norm.default, aten.layer_norm.default)
 
 
 def _affine(program: Program, norm: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

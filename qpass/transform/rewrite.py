@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
+from qpass.analyze import rotatable_regions
 from qpass.errors import ContractBroken
-from qpass.ir import Check, Note, Pass, Program, run_passes
+from qpass.ir import Check, Note, Pass, Program, read, run_passes
 from qpass.plan import Declined, Plan
-from qpass.transform.fold_norms import FoldNorms
+from qpass.transform.fold_norms import FoldNorms, is_norm
 from qpass.transform.insert_online import InsertOnline
 from qpass.transform.rotate_regions import RotateRegions
 from qpass.verify.exact import PASS_LIMIT, TOTAL_LIMIT, ExactCheck
@@ -34,29 +35,51 @@ class Rewritten:
 def fold_and_rewrite(
     program: Program, decide: Callable[[Program], Plan], check: ExactCheck | None
 ) -> Rewritten:
-    """Fold the norms of a program and carry out what `decide` says of it then.
+    """Carry out what `decide` says of the program with its norms folded.
 
     The result is compared with `program` as a whole; where that is not exact, everything is done
     again and each step is checked and undone by itself. Without `check` nothing is verified.
     Raises `ContractBroken` where the steps that stood are not exact together.
     """
     for each in (None, check):
-        folded, notes = run_passes(program, [FoldNorms()], each)
-        done = rewrite(folded, decide(folded), each)
-        whole = replace(done, notes=(*notes, *done.notes))
+        folded, _ = run_passes(program, [FoldNorms()], each)
+        done = carry_out(program, folded, decide(folded), each)
         if check is None:
-            return whole
-        error = check.error(program, done.program)
+            return done
+        error = 0.0 if done.program is program else check.error(program, done.program)
         if error <= (PASS_LIMIT if each is None else TOTAL_LIMIT):
-            return replace(whole, error=error)
+            return replace(done, error=error)
     raise ContractBroken(
         f"the rewritten model moved its outputs by {error:.1e} (limit {TOTAL_LIMIT:.0e}, "
         "float64); the model is unchanged\n  please report this, with the model's code"
     )
 
 
+def carry_out(
+    program: Program, folded: Program, plan: Plan, check: Check | None = None
+) -> Rewritten:
+    """Carry out a plan that was made for `folded`, and fold only the norms for which it matters.
+
+    Those normalise values that change basis. The others keep their gains, which would rescale the
+    columns of weights whose grids may fit as they are.
+    """
+    regions = {r.name: r for r in rotatable_regions(folded)} if plan.rotated else {}
+    wanted = {choice.region for choice in plan.rotated} & regions.keys()
+    values = {span.value for name in wanted for span in regions[name].spans}
+    every = frozenset(node.name for node in program.graph.nodes if is_norm(node))
+    moving = frozenset(
+        name for name in every if read.value(program.node(name), "input").name in values
+    )
+    start, notes = run_passes(program, [FoldNorms(moving)], check) if moving else (program, [])
+    # a region can be called by a bias that only the fold of another norm makes
+    if wanted and moving != every and not wanted <= {r.name for r in rotatable_regions(start)}:
+        start, notes = run_passes(program, [FoldNorms()], check)
+    done = rewrite(start, plan, check)
+    return replace(done, notes=(*notes, *done.notes))
+
+
 def rewrite(program: Program, plan: Plan, check: Check | None = None) -> Rewritten:
-    """Rotate regions and insert online transforms; `program` has its norms folded.
+    """Rotate regions and insert online transforms where norms stand in the way of neither.
 
     When `check` refuses a whole group of choices, its halves are tried apart, so that one bad
     region does not cost the others.
