@@ -5,6 +5,12 @@
 
 namespace qpass {
 
+// a float type that a template can take
+template <Float F>
+struct Type {
+  static constexpr Float value = F;
+};
+
 static inline uint32_t bits_of(float v) {
   uint32_t u;
   __builtin_memcpy(&u, &v, 4);

@@ -91,3 +91,24 @@ QPASS_EXPORT int64_t qpass_explain_embedding(int64_t m, int64_t rows, int64_t n,
   c.out_type = static_cast<qpass::Float>(type);
   return write(qpass::explain(c), buffer, size);
 }
+
+QPASS_EXPORT int64_t qpass_explain_attention(int64_t batches, int64_t heads, int64_t groups,
+                                             int64_t t, int64_t s, int64_t d, int64_t e, int type,
+                                             int masked, int mask_type, char* buffer,
+                                             int64_t size) {
+  static const float kPresent = 0;
+  qpass::Attention c{};
+  c.batches = batches;
+  c.groups = groups;
+  c.n = heads / groups;
+  c.t = t;
+  c.s = s;
+  c.d = d;
+  c.e = e;
+  c.type = static_cast<qpass::Float>(type);
+  // a type below 0 stands for a boolean mask
+  c.mask.data = masked ? &kPresent : nullptr;
+  c.boolean = mask_type < 0;
+  c.mask_type = c.boolean ? qpass::Float::f32 : static_cast<qpass::Float>(mask_type);
+  return write(qpass::explain(c), buffer, size);
+}

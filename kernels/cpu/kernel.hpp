@@ -93,7 +93,40 @@ struct Embedding {
   Float out_type;
 };
 
+// a [batch, heads, length, width] tensor: its last axis has stride 1, the others count elements,
+// and an axis that is broadcast has stride 0
+struct Heads {
+  const void* data;
+  int64_t batch, head, row;
+
+  int64_t at(int64_t b, int64_t h, int64_t r) const { return b * batch + h * head + r * row; }
+};
+
+// out[b, i, h] = softmax(scale * query[b, h, i] . key[b, h / n] + mask[b, h, i]) @ value[b, h / n]
+struct Attention {
+  int64_t batches, groups, n;  // heads of keys and values, query heads that share one
+  int64_t t, s, d, e;          // queries, keys, widths of keys and of values
+  Heads query, key, value;     // of type
+  Heads mask;                  // bool, or added and of mask_type; data is null for none
+  bool boolean;
+  Float mask_type;
+  bool causal;
+  double scale;
+  void* out;  // [batches, t, groups * n, e] of type
+  Float type;
+  // A head of keys is read in `splits` ranges of split_keys keys, a multiple of 64. If there is
+  // more than one, a row of a range leaves its weighted values, its largest score and its sum of
+  // weights.
+  int64_t splits, split_keys;
+  void* partial;      // [batches * groups, rows, splits, e + 2], in double where type is f64
+  int64_t most_rows;  // of a part
+
+  // rows of a head of keys: for each query in turn, the n heads that share it
+  int64_t rows() const { return t * n; }
+};
+
 // the part of a call that one thread does: rows of activations and blocks of 16 outputs
+// (of attention: rows of a head of keys, and ranges of keys, those of one head after another)
 struct Part {
   int64_t row_begin, row_end, block_begin, block_end;
 };

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -59,15 +60,32 @@ class Pieces {
 
 inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
+// nanoseconds of work that repay waking a thread
+constexpr double kWorthAThread = 4000;
+
 // Runs f over [0, count) where one item takes about `nanoseconds`: serially if waking threads costs
 // more.
 template <class F>
 void share(int64_t count, double nanoseconds, const F& f) {
-  constexpr double kWorthAThread = 4000;
   if (count <= 0) return;
   const double items = kWorthAThread / nanoseconds + 1;
   const int64_t grain = items < static_cast<double>(count) ? static_cast<int64_t>(items) : count;
   torch::stable::parallel_for(0, count, grain, f);
+}
+
+// Runs f(item) for every item of [0, count), each taken by whichever thread comes free; all of them
+// together take about `nanoseconds`.
+template <class F>
+void share_uneven(int64_t count, double nanoseconds, const F& f) {
+  const double worth = nanoseconds / kWorthAThread;
+  int64_t workers = torch::stable::get_num_threads();
+  if (workers > count) workers = count;
+  if (worth < static_cast<double>(workers)) workers = static_cast<int64_t>(worth) + 1;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(item);
+    thread_memory.release_large();
+  });
 }
 
 // Runs every part of a call. Work is cut into chunks of rows only when blocks alone are too few.

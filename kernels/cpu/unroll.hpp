@@ -22,5 +22,7 @@ static inline __attribute__((always_inline)) void repeat(const F& f) {
 
 }  // namespace qpass
 
+#define QPASS_INLINE static inline __attribute__((always_inline))
+
 // the body of a repeated step
 #define QPASS_STEP(...) [&](__VA_ARGS__) __attribute__((always_inline))

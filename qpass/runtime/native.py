@@ -126,6 +126,16 @@ def explain_embedding(indices: int, codes: torch.Tensor, dtype: torch.dtype) -> 
     return _explain("embedding", indices, *codes.shape, _float(dtype))
 
 
+def explain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> Choice:
+    """Which kernel computes this attention, and why no better one."""
+    batch, heads, length, width = query.shape
+    sizes = (batch, heads, key.shape[1], length, key.shape[2], width, value.shape[3])
+    kind = -1 if mask is None or mask.dtype is torch.bool else _float(mask.dtype)
+    return _explain("attention", *sizes, _float(query.dtype), mask is not None, kind)
+
+
 def _float(dtype: torch.dtype) -> int:
     if dtype not in _FLOATS:
         raise BadInput(f"kernels compute in {', '.join(map(str, _FLOATS))}, not {dtype}")
@@ -138,6 +148,7 @@ _SIGNATURES = {
     "linear_real": "wiwwwiii",
     "rows": "wwwwii",
     "embedding": "wwwi",
+    "attention": "wwwwwwwiii",
 }
 
 

@@ -80,7 +80,14 @@ def test_every_operator_is_explained() -> None:
 
 @needs_library
 def test_operators_reach_the_library() -> None:
-    for name in ("hadamard", "quantize_rows", "linear.codes", "linear.real", "embedding"):
+    for name in (
+        "hadamard",
+        "quantize_rows",
+        "linear.codes",
+        "linear.real",
+        "embedding",
+        "attention",
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"qpass::{name}", "CPU"), name
 
 
