@@ -62,6 +62,14 @@ def fresh(size: Size) -> Axis:
     return () if size == 1 else (Ref(Atom(size)),)
 
 
+def length(axis: Axis) -> Size:
+    """How many entries an axis has."""
+    total: Size = 1
+    for ref in axis:
+        total = total * find(ref).atom.size
+    return total
+
+
 def empty(axis: Axis) -> bool:
     """Whether an axis has no entries."""
     return any(find(ref).atom.size == 0 for ref in axis)
@@ -92,12 +100,15 @@ def flip(axis: Sequence[Ref], dual: bool) -> Axis:
     return tuple(Ref(r.atom, r.dual ^ dual) for r in axis)
 
 
-def split(ref: Ref, outer: int) -> None:
-    """Make a leaf a product of `outer` and the rest; raise `Mismatch` if it is no leaf."""
+def split(ref: Ref, outer: Size) -> None:
+    """Make a leaf a product of `outer` and the rest; raise `Mismatch` where that cannot be."""
     atom = find(ref).atom
-    if atom.parts is not None or not isinstance(atom.size, int):
+    rest = _quotient(atom.size, outer)
+    if rest is None:
+        raise Mismatch(f"axes factored as {atom.size} and {outer} meet")
+    if atom.parts is not None:
         raise Mismatch("an axis is cut into parts in one place and factored in another")
-    atom.factors = (Ref(Atom(outer)), Ref(Atom(atom.size // outer)))
+    atom.factors = (Ref(Atom(outer)), Ref(Atom(rest)))
 
 
 def tie(left: Axis, right: Axis, *, dual: bool = False) -> list[Axis]:
@@ -123,15 +134,10 @@ def tie(left: Axis, right: Axis, *, dual: bool = False) -> list[Axis]:
 
 
 def _split_larger(a: Ref, b: Ref) -> None:
-    m, n = a.atom.size, b.atom.size
-    if not isinstance(m, int) or not isinstance(n, int):
-        raise Mismatch("symbolic axes of different sizes meet")
-    if m % n == 0:
-        split(a, n)
-    elif n % m == 0:
-        split(b, m)
+    if _quotient(a.atom.size, b.atom.size) is not None:
+        split(a, b.atom.size)
     else:
-        raise Mismatch(f"axes factored as {m} and {n} meet")
+        split(b, a.atom.size)
 
 
 def _join(a: Ref, b: Ref, *, dual: bool) -> list[Axis]:
@@ -222,10 +228,7 @@ def as_one(axis: Axis) -> Ref:
     """The axis as a reference to a single atom, wrapping a product if need be."""
     if len(axis) == 1:
         return axis[0]
-    size: Size = 1
-    for ref in axis:
-        size = size * find(ref).atom.size
-    atom = Atom(size)
+    atom = Atom(length(axis))
     if axis:
         atom.factors = axis
     return Ref(atom)
@@ -247,7 +250,7 @@ def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> list[Axis]:
                 taken.append(queue.pop(0))
                 need = rest
                 continue
-            if not isinstance(need, int) or _quotient(ref.atom.size, need) is None:
+            if _quotient(ref.atom.size, need) is None:
                 raise Mismatch(f"a view regroups {ref.atom.size} entries across factors")
             split(ref, need)
             queue[:1] = factors((ref,))

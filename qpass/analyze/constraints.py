@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -18,6 +19,7 @@ from qpass.analyze.atoms import (
     empty,
     fresh,
     join,
+    length,
     regroup,
     size_of,
     tie,
@@ -138,7 +140,18 @@ class Constraints:
         try:
             return tuple(regroup(source, shape))
         except Mismatch as mismatch:
-            return self._lost(source, shape, str(mismatch))
+            return self._regrouped(source, shape, str(mismatch))
+
+    def _regrouped(self, source: Layout, shape: Sequence[Size], why: str) -> Layout:
+        """The axes that a view leaves alone at both ends, around others whose structure is lost."""
+        sizes = [length(axis) for axis in source]
+        same = [a == b for a, b in zip(sizes, shape, strict=False)]
+        front = same.index(False) if False in same else len(same)
+        ends = zip(reversed(sizes[front:]), reversed(shape[front:]), strict=False)
+        back = len(list(itertools.takewhile(_alike, ends)))
+        middle = slice(front, len(source) - back), slice(front, len(shape) - back)
+        lost = self._lost(source[middle[0]], shape[middle[1]], why)
+        return (*source[:front], *lost, *source[len(source) - back :])
 
     def slice(self, axis: Axis, start: int, stop: int) -> Axis:
         """The entries `start` to `stop` of an axis."""
@@ -162,3 +175,7 @@ class Constraints:
         for axis in (*sources, *out):
             self.pin(axis, why)
         return out
+
+
+def _alike(sizes: tuple[Size, Size]) -> bool:
+    return bool(sizes[0] == sizes[1])
