@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qpass.errors import BadInput
 from qpass.ir.weights import Step, Weight
+from qpass.ir.wide import WIDE
 
 
 @final
@@ -173,11 +174,11 @@ def _call(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool) -> o
     fetch = cast("Callable[[fx.Node], Any]", load)
     args: object = fx.map_arg(node.args, fetch)
     kwargs: object = fx.map_arg(node.kwargs, fetch)
+    target = cast("Callable[..., object]", node.target)
     if widen:
         args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
-    result = cast("Callable[..., object]", node.target)(
-        *cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs)
-    )
+        target = WIDE.get(target, target)
+    result = target(*cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs))
     return _widened(result) if widen else result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qpass.ir import Ones, Program, Step, Weight, Zeros
+from qpass.ir.wide import WIDE
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Call:
         args, kwargs = pytree.tree_map_only(
             Tensor, lambda x: fresh[id(x)], (self.args, self.kwargs)
         )
-        return self.operator(*args, **kwargs)
+        return WIDE.get(self.operator, self.operator)(*args, **kwargs)
 
     @functools.cached_property
     def wanted(self) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from qpass.capture import capture
 from qpass.errors import BadInput, ContractBroken
 from qpass.ir import Affine, Ones, Permute, Program, ScaleAxis, Weight, Zeros, edit, read
 from qpass.ir.alias import memory, written_memory
+from qpass.ir.wide import grouped_mm
 from tests.capture.models import Apply, noise, operators, randomised
 
 
@@ -161,3 +162,20 @@ def test_views_share_memory():
     assert read.target_name(memory(first)) == "aten.add.Tensor"
     assert memory(second) is second
     assert written_memory(program.graph) == frozenset()
+
+
+# axes of the operands, and how their grouped product is written without groups
+GROUPED = {
+    "rows": ((12, 16), (3, 16, 8)),
+    "columns": ((3, 8, 16), (16, 12)),
+    "sums": ((8, 12), (12, 16)),
+    "batches": ((3, 8, 16), (3, 16, 8)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_products_are_the_same_in_float64(name):
+    a, b = (noise(*shape, seed=i) for i, shape in enumerate(GROUPED[name]))
+    offs = None if name == "batches" else torch.tensor([4, 4, 12], dtype=torch.int32)
+    want = torch.ops.aten._grouped_mm(a, b, offs)
+    torch.testing.assert_close(grouped_mm(a.double(), b.double(), offs).float(), want)
