@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import fx
 
-from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
+from qpass.analyze import MOVES, Matmul, Region, Site, find_matmuls, find_regions
 from qpass.ir import (
     AddProduct,
     Block,
@@ -66,7 +66,7 @@ class FoldNorms(Pass):
             if isinstance(readers, str):
                 notes.append(Note(done=False, where=_where(program, norm), why=readers))
                 continue
-            _fold(program, gain, bias, readers)
+            _fold(program, gain, bias, readers, matmuls)
             notes.append(Note(True, _where(program, norm), f"folded into {len(readers)} readers"))
         return notes
 
@@ -95,28 +95,37 @@ def _readers(
     bias: fx.Node | None,
     matmuls: dict[str, Matmul],
     moved: frozenset[str],
-) -> tuple[Matmul, ...] | str:
-    """The products that read a norm, or why it cannot be folded into them."""
+) -> tuple[Site, ...] | str:
+    """The weights that read a norm, or why it cannot be folded into them."""
     if region is None:
         return "its gain is split over several axes"
     if region.pins:
         return f"its output keeps its basis: {region.pins[0].why} ({region.pins[0].where})"
-    readers: list[Matmul] = []
     own = {use.name for use in (gain, bias) if use is not None}
+    (dual,) = {site.dual for site in region.sites if site.use in own}
+    readers: list[Site] = []
     for site in region.sites:
         if site.block != Block.whole(region.width):
             return f"{site.use} holds it only in part"
         if site.use in own:
             continue
-        if site.role is not Role.READS or site.use not in matmuls:
+        if site.dual is dual:
             return f"{site.use} is written into the same values"
-        reader = matmuls[site.use]
-        if bias is not None and not reader.takes_bias:
-            return f"{reader.node} cannot add the norm's bias"
-        if bias is not None and reader.value not in moved:
-            return f"its bias does not reach {reader.node} unchanged"
-        readers.append(reader)
+        if bias is not None and (why := _refuses_bias(site, matmuls, moved)) is not None:
+            return why
+        readers.append(site)
     return tuple(readers)
+
+
+def _refuses_bias(site: Site, matmuls: dict[str, Matmul], moved: frozenset[str]) -> str | None:
+    reader = matmuls.get(site.use)
+    if reader is None or site.axis != reader.reads:
+        return f"its bias would have to be added where {site.use} is read"
+    if not reader.takes_bias:
+        return f"{reader.node} cannot add the norm's bias"
+    if reader.value not in moved:
+        return f"its bias does not reach {reader.node} unchanged"
+    return None
 
 
 def _moved(value: fx.Node) -> frozenset[str]:
@@ -130,17 +139,22 @@ def _moved(value: fx.Node) -> frozenset[str]:
 
 
 def _fold(
-    program: Program, gain: fx.Node | None, bias: fx.Node | None, readers: tuple[Matmul, ...]
+    program: Program,
+    gain: fx.Node | None,
+    bias: fx.Node | None,
+    readers: tuple[Site, ...],
+    matmuls: dict[str, Matmul],
 ) -> None:
-    for reader in readers:
-        weight = program.weights[reader.use]
+    for site in readers:
+        weight = program.weights[site.use]
         if bias is not None:
+            reader = matmuls[site.use]
             product = AddProduct(weight, program.weights[bias.name], transposed=reader.reads == 1)
             added = reader.bias or _new_bias(program, reader)
             program.weights[added] = program.weights[added].then(product)
         if gain is not None:
             factor = program.weights[gain.name]
-            program.weights[reader.use] = weight.then(ScaleAxis(factor, reader.reads))
+            program.weights[site.use] = weight.then(ScaleAxis(factor, site.axis))
     if gain is not None:
         program.weights[gain.name] = Weight(None, (Ones(_lengths(gain)),))
     if bias is not None:

@@ -7,12 +7,12 @@ import random
 import torch
 from torch import Tensor, nn
 
-from tests.analyze import attention_blocks
+from tests.analyze import attention_blocks, expert_blocks
 from tests.analyze.layers import ACTIVATIONS, BLOCKS, HEADS, LENGTH, WIDTH, block, linear, norm
 from tests.zoo import randomise
 
 # its blocks count too
-__all__ = ["BLOCKS", "attention_blocks", "net", "tokens"]
+__all__ = ["BLOCKS", "attention_blocks", "expert_blocks", "net", "tokens"]
 
 VOCABULARY = 11
 

@@ -33,6 +33,18 @@ def _view(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, full), regrouped(draw, prod(full))))
 
 
+@draws(aten.view_as.default, aten.reshape_as.default)
+def _view_as(draw: Draw, target: Any) -> Call:
+    full = shape(draw, 0, 4, (*SIZES, 12))
+    return Call(target, (tensor(draw, full), tensor(draw, tuple(regrouped(draw, prod(full))))))
+
+
+@draws(aten.expand_as.default)
+def _expand_as(draw: Draw, target: Any) -> Call:
+    full = shape(draw)
+    return Call(target, (tensor(draw, narrowed(draw, full)), tensor(draw, full)))
+
+
 @draws(aten.unsqueeze.default)
 def _unsqueeze(draw: Draw, target: Any) -> Call:
     full = shape(draw)

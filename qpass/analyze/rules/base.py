@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
 
@@ -18,7 +20,10 @@ _loaded: list[bool] = []
 
 
 def rule(*targets: object) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of `targets`; one rule per operator."""
+    """Register a function as the rule of `targets`; one rule per operator.
+
+    An operator that another package defines is given by its name, `package::operator`.
+    """
 
     def register(function: Rule) -> Rule:
         for target in targets:
@@ -33,13 +38,24 @@ def rule(*targets: object) -> Callable[[Rule], Rule]:
 def find_rule(target: object) -> Rule | None:
     """The rule of an operator, or None, which pins everything it touches."""
     _load()
-    return _RULES.get(target)
+    found = _RULES.get(target)
+    if found is None and isinstance(target, OpOverload):
+        return _RULES.get(target._schema.name)
+    return found
 
 
 def ruled_operators() -> tuple[OpOverload, ...]:
-    """Every operator that has a rule."""
+    """Every operator that has a rule and is defined by what has been imported."""
     _load()
-    return tuple(target for target in _RULES if isinstance(target, OpOverload))
+    named = [_overloads(target) for target in _RULES if isinstance(target, str)]
+    return (*(t for t in _RULES if isinstance(t, OpOverload)), *itertools.chain(*named))
+
+
+def _overloads(name: str) -> tuple[OpOverload, ...]:
+    """The overloads of an operator that another package defines, none where it is not there."""
+    package, _, operator = name.partition("::")
+    packet = getattr(getattr(torch.ops, package), operator, None)
+    return () if packet is None else tuple(getattr(packet, o) for o in packet.overloads())
 
 
 def _load() -> None:

@@ -28,6 +28,8 @@ _RESHAPES = (
     aten.squeeze.dims,
     aten.flatten.using_ints,
     aten.unflatten.int,
+    aten.view_as.default,
+    aten.reshape_as.default,
 )
 _PERMUTES = (
     aten.transpose.int,
@@ -62,6 +64,7 @@ MOVES = frozenset(
         *_SPLITS,
         *_COPIES,
         aten.expand.default,
+        aten.expand_as.default,
         aten.slice.Tensor,
         aten.select.int,
         operator.getitem,
@@ -91,7 +94,7 @@ def _permute(node: fx.Node, c: Constraints) -> None:
     c.give(node, [layout[d] for d in order])
 
 
-@rule(aten.expand.default)
+@rule(aten.expand.default, aten.expand_as.default)
 def _expand(node: fx.Node, c: Constraints) -> None:
     source = c.layout(read.value(node, "self"))
     old = (1,) * (len(_shape(node)) - len(source)) + read.shape(read.value(node, "self"))
