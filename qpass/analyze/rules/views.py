@@ -181,7 +181,7 @@ def _take(node: fx.Node, c: Constraints) -> None:
 def _cat(node: fx.Node, c: Constraints) -> None:
     shape = _shape(node)
     # a vector without entries may be joined to anything
-    parts = [n for n in read.values(node, "tensors") if read.shape(n) != (0,)]
+    parts = [n for n in read.values(node, "tensors") if read.static_shape(n) != (0,)]
     if not parts:
         c.give_fresh(node)
         return
