@@ -62,7 +62,7 @@ class FoldNorms(Pass):
                 notes.append(Note(done=False, where=_where(program, norm), why=why))
                 continue
             region = regions.get((gain or bias or norm).name)
-            readers = _readers(region, gain, bias, matmuls, _moved(norm))
+            readers = _readers(program, region, gain, bias, matmuls, _moved(norm))
             if isinstance(readers, str):
                 notes.append(Note(done=False, where=_where(program, norm), why=readers))
                 continue
@@ -90,6 +90,7 @@ def _unfolded(program: Program, use: fx.Node | None) -> fx.Node | None:
 
 
 def _readers(
+    program: Program,
     region: Region | None,
     gain: fx.Node | None,
     bias: fx.Node | None,
@@ -105,7 +106,8 @@ def _readers(
     (dual,) = {site.dual for site in region.sites if site.use in own}
     readers: list[Site] = []
     for site in region.sites:
-        if site.block != Block.whole(region.width):
+        whole = read.shape(program.node(site.use))[site.axis] == region.width
+        if not whole or site.block != Block.whole(region.width):
             return f"{site.use} holds it only in part"
         if site.use in own:
             continue

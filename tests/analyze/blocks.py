@@ -144,6 +144,23 @@ class Joined(nn.Module):
 
 
 @block
+class NormsJoined(nn.Module):
+    """A layer reads two normalised values, one after the other or one above the other."""
+
+    def __init__(self, choice: random.Random) -> None:
+        super().__init__()
+        self.first, self.second = norm(choice), norm(choice)
+        self.stacked = choice.random() < 0.5
+        self.mix = linear(choice, WIDTH if self.stacked else 2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.first(x), self.second(x.flip(1)))
+        if self.stacked:
+            return x + self.mix(torch.stack(y, 1)).sum(1)
+        return x + self.mix(torch.cat(y, -1))
+
+
+@block
 class Pooled(nn.Module):
     """The mean over positions, and a token of its own in front."""
 
