@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from qpass.errors import BadInput
 from qpass.plan import Plan
 from qpass.targets.blank import Form, describe, finish, float_type, place
+from qpass.targets.changes import read_doors, write_doors
+from qpass.targets.guard import install
 from qpass.targets.record import FORMAT_VERSION, Record, record_of, set_record
 
 METHOD = "qpass"
@@ -30,6 +32,8 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
 Table = dict[str, object]
+
+_KEYS = {"quantized", "untied", "plans", "layers", "folded", "biases", "doors", "touched"}
 
 
 def section(model: nn.Module) -> Table:
@@ -45,6 +49,8 @@ def section(model: nn.Module) -> Table:
         "layers": [dataclasses.asdict(form) for form in describe(model)],
         "folded": {name: _described(model.get_buffer(name)) for name in record.folded},
         "biases": {name: _described(model.get_parameter(name)) for name in record.biases},
+        "doors": [write_doors(doors) for doors in record.doors],
+        "touched": list(record.touched),
     }
 
 
@@ -61,8 +67,10 @@ def read_section(config: Mapping[str, object], where: Path | str) -> Table:
         raise BadInput(
             f"{where} has format {version}, this qpass reads up to {FORMAT_VERSION}; update qpass"
         )
-    if missing := {"quantized", "untied", "plans", "layers", "folded", "biases"} - table.keys():
-        raise BadInput(f"{where}: the {METHOD} section of {CONFIG} lacks {', '.join(missing)}")
+    if missing := _KEYS - table.keys():
+        raise BadInput(
+            f"{where}: the {METHOD} section of {CONFIG} lacks {', '.join(sorted(missing))}"
+        )
     return table
 
 
@@ -90,8 +98,11 @@ def complete(
         untied=bool(table["untied"]),
         folded=tuple(cast("Table", table["folded"])),
         biases=tuple(cast("Table", table["biases"])),
+        doors=tuple(read_doors(doors) for doors in cast("Sequence[Table]", table["doors"])),
+        touched=tuple(cast("Sequence[str]", table["touched"])),
     )
     set_record(model, record)
+    install(model, record.doors, record.touched)
 
 
 def write(

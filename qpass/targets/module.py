@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import StateError, Unsupported
-from qpass.ir import Note, Ones, Owner, Program, Weight, Zeros
+from qpass.ir import Note, Owner, Program, Weight
 from qpass.plan import Plan
+from qpass.targets.doors import find_doors, folded_name, is_folded
+from qpass.targets.guard import install, whole
 from qpass.targets.record import record_of, set_record
 from qpass.targets.replacing import Advance, Encode, build_layers, held, nearest, unseen
 from qpass.targets.stored import to_stored
@@ -45,11 +47,21 @@ def write_back(
         raise StateError(
             "the model is quantized already; load the float model again and quantize that"
         )
+    if whole(model) is not None or any(
+        record_of(m).plans for m in model.modules() if m is not model
+    ):
+        raise StateError(
+            "qpass changed a part of this model, or the model that it is a part of\n"
+            "  load the float model again and change all of it at once"
+        )
     notes: list[Note] = []
     layers = build_layers(model, before, after, plan, encode, notes, advance)
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
+    changed = {
+        o.module for use, o in after.owners.items() if before.weights.get(use) != after.weights[use]
+    }
     record = replace(
         done,
         plans=(*done.plans, plan),
@@ -57,14 +69,17 @@ def write_back(
         untied=done.untied or _unties(model, tensors, layers),
         folded=(*done.folded, *(slot.path for slot in folded)),
         biases=(*done.biases, *(slot.path for slot in tensors if slot.new)),
+        doors=(*done.doors, find_doors(before, after, generation=len(done.plans))),
+        touched=tuple(sorted({*done.touched, *layers, *changed})),
     )
-    with _all_or_nothing(model) as undo:
+    with _all_or_nothing(model):
         for path, layer in layers.items():
             _swap(model, path, layer)
         for slot in (*tensors, *folded):
             slot.fill(model)
         if record.untied:
-            undo.callback(untie(model))
+            untie(model)
+        install(model, record.doors, record.touched)
         if record.quantized:
             # codes have no gradient; what is still float would train against a frozen remainder
             model.requires_grad_(False)
@@ -187,24 +202,9 @@ def _build_folded(
         like = held(model.get_submodule(owner.module))[owner.attribute]
         assert like is not None
         value = weight.evaluate(before.sources).to(like.dtype, copy=True)
-        name = folded_name(owner, generation)
-        slots[name] = _Slot(owner.module, name, value, new=True)
+        slot = _Slot(owner.module, folded_name(owner, generation), value, new=True)
+        slots[slot.path] = slot
     return list(slots.values())
-
-
-def is_folded(before: Weight, after: Weight | None) -> bool:
-    """Whether a gain became ones or a bias zeros."""
-    return (
-        after is not None
-        and after != before
-        and after.source is None
-        and isinstance(after.steps[-1], Ones | Zeros)
-    )
-
-
-def folded_name(owner: Owner, generation: int) -> str:
-    """The buffer that keeps what `owner` was before the `generation`-th plan."""
-    return f"folded_{owner.attribute}_{generation}"
 
 
 def _unties(model: nn.Module, tensors: Iterable[_Slot], layers: Iterable[str]) -> bool:
@@ -231,12 +231,14 @@ def _swap(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 @contextmanager
-def _all_or_nothing(model: nn.Module) -> Generator[ExitStack]:
-    """Undo every change of the module tree, and what the block adds, when the block raises."""
+def _all_or_nothing(model: nn.Module) -> Generator[None]:
+    """Undo every change of the modules when the block raises."""
     restores = [
         restore
         for module in model.modules()
         for restore in (
+            # the module's own dict also has its record, its gate and its config
+            _restore(vars(module)),
             _restore(module._parameters),
             _restore(module._buffers),
             _restore(module._modules),
@@ -244,19 +246,15 @@ def _all_or_nothing(model: nn.Module) -> Generator[ExitStack]:
     ]
     persistence = [(m, set(m._non_persistent_buffers_set)) for m in model.modules()]
     gradients = [(p, p.requires_grad) for p in model.parameters()]
-    record = record_of(model)
-    undo = ExitStack()
     try:
-        yield undo
+        yield
     except BaseException:
-        undo.close()
         for restore in restores:
             restore()
         for module, names in persistence:
             module._non_persistent_buffers_set = names
         for parameter, flag in gradients:
             parameter.requires_grad_(flag)
-        set_record(model, record)
         raise
 
 

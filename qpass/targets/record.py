@@ -8,6 +8,7 @@ from typing import cast, final
 from torch import nn
 
 from qpass.plan import Plan
+from qpass.targets.changes import Door
 
 FORMAT_VERSION = 1
 # an entry of the module's own dict: copied and pickled with it, no parameter and no submodule
@@ -20,7 +21,8 @@ class Record:
     """The plans that were carried out, in order, and the tensors that they added to the model.
 
     `folded` are buffers with the gains and biases that norms had, `biases` are parameters that
-    layers had not.
+    layers had not. `doors` say how each plan changed what the modules show, `touched` are the paths
+    of the modules whose weights changed.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -28,6 +30,8 @@ class Record:
     untied: bool = False
     folded: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    doors: tuple[tuple[Door, ...], ...] = ()
+    touched: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
 
@@ -39,8 +43,3 @@ def record_of(model: nn.Module) -> Record:
 def set_record(model: nn.Module, record: Record) -> None:
     """Mark `model`."""
     vars(model)[_KEY] = record
-
-
-def clear_record(model: nn.Module) -> None:
-    """Take the mark off again."""
-    vars(model).pop(_KEY, None)

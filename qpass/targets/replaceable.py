@@ -9,6 +9,8 @@ from torch import Tensor, fx, nn
 
 from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.ir import Owner, Permute, Program, read
+from qpass.targets.crossing import inside
+from qpass.targets.guard import is_guarded
 from qpass.targets.layers import RotatedLinear
 from qpass.targets.stored import stored_axis
 
@@ -97,7 +99,7 @@ def _structure(
     used = {o.attribute for o in program.owners.values() if o.module == owner.module}
     if left := held - used:
         return f"{owner.module} also holds {', '.join(sorted(left))}"
-    if "forward" in vars(module):
+    if "forward" in vars(module) and not is_guarded(module):
         return f"the forward of {owner.module} has been replaced"
     if _hooks(module):
         return f"{owner.module} has hooks; register them after qpass has run"
@@ -147,7 +149,7 @@ def _table(model: nn.Module, program: Program, use: str) -> str | None:
 
 
 def _differs(owner: Owner, module: nn.Module, given: Tensor, want: Tensor) -> str | None:
-    with torch.no_grad():
+    with torch.no_grad(), inside():
         got: object = module(given)
     if not isinstance(got, Tensor) or got.shape != want.shape or got.dtype != want.dtype:
         return f"{owner.module} does not return the product alone"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from typing import cast
 
 from torch import nn
@@ -12,27 +13,30 @@ _FLAG = "tie_word_embeddings"
 _MAP = "all_tied_weights_keys"
 
 
-def untie(model: nn.Module) -> Callable[[], None]:
-    """Let no config of the model ask for ties again; returns what takes this back."""
-    undo: list[tuple[dict[str, object], str, object]] = []
+def untie(model: nn.Module) -> None:
+    """Let no config of the model ask for ties again.
+
+    The configs are the model's own from then on: others may have been built from the same.
+    """
+    # one for all modules, so that what they share stays shared
+    copies: dict[int, object] = {}
     for module in model.modules():
         state = vars(module)
-        for config in _configs(state.get("config")):
-            undo.append((config, _FLAG, config[_FLAG]))
-            config[_FLAG] = False
+        for name, value in list(state.items()):
+            if next(_asking(value), None) is not None:
+                state[name] = copy.deepcopy(value, copies)
         if state.get(_MAP):
-            undo.append((state, _MAP, state[_MAP]))
             state[_MAP] = dict[str, str]()
-
-    def again() -> None:
-        for state, name, value in reversed(undo):
-            state[name] = value
-
-    return again
+    for module in model.modules():
+        for value in vars(module).values():
+            for fields in list(_asking(value)):
+                fields[_FLAG] = False
 
 
-def _configs(found: object) -> Iterator[dict[str, object]]:
-    """The fields of a config and of those inside it that have the flag set."""
+def _asking(found: object) -> Iterator[dict[str, object]]:
+    """The fields of a config, and of those inside it, that have the flag set."""
+    if isinstance(found, nn.Module):
+        return
     try:
         fields = cast("dict[str, object]", vars(found))
     except TypeError:
@@ -42,4 +46,4 @@ def _configs(found: object) -> Iterator[dict[str, object]]:
         yield fields
     for name, value in list(fields.items()):
         if name.endswith("config"):
-            yield from _configs(value)
+            yield from _asking(value)

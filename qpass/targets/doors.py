@@ -1,0 +1,211 @@
+"""Which values that enter or leave a module are not what they were before the passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import final
+
+import torch
+from torch import fx
+
+from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
+from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, Weight, Zeros, read
+from qpass.rotations import Group, Transform
+from qpass.targets.changes import DIFFER, SAME, Carried, Change, Door
+
+aten = torch.ops.aten
+
+# the same rows, if the last axis is as long as before
+_ROWS = (aten.reshape.default, aten.view.default, aten.to.dtype, aten.contiguous.default)
+
+_MOVED = Change(unclear="the gain of a norm moved through it")
+_INNER = Change(unclear="its basis changed on an inner axis")
+
+
+def folded_name(owner: Owner, generation: int) -> str:
+    """The buffer that keeps what `owner` was before the `generation`-th time a model changed."""
+    return f"folded_{owner.attribute}_{generation}"
+
+
+def is_folded(before: Weight, after: Weight | None) -> bool:
+    """Whether a gain became ones or a bias zeros."""
+    return (
+        after is not None
+        and after != before
+        and after.source is None
+        and isinstance(after.steps[-1], Ones | Zeros)
+    )
+
+
+def find_doors(before: Program, after: Program, *, generation: int) -> tuple[Door, ...]:
+    """The doors of every module that computes something, by path; the root's path is empty."""
+    changes = find_changes(before, after, generation=generation)
+    inside: dict[str, set[fx.Node]] = {}
+    for node in before.graph.nodes:
+        if node.op == "call_function":
+            for path in {"", *read.module_stack(node)}:
+                inside.setdefault(path, set()).add(node)
+    doors: list[Door] = []
+    for path, held in inside.items():
+        given = dict.fromkeys(n for node in held for n in node.all_input_nodes if n not in held)
+        ins = (n for n in given if before.weight(n) is None and read.is_floating(n))
+        outs = (n for n in held if read.is_floating(n) and any(u not in held for u in n.users))
+        doors.append(Door(path, _carried(ins, changes), _carried(outs, changes)))
+    return tuple(sorted(doors, key=lambda door: door.module))
+
+
+def find_changes(before: Program, after: Program, *, generation: int) -> dict[str, Change]:
+    """The change of each value of `after` that is not what it was, by name."""
+    lost: dict[str, str] = {}
+    for use, owner in before.owners.items():
+        if is_folded(before.weights[use], after.weights.get(use)):
+            name = folded_name(owner, generation)
+            lost[use] = f"{owner.module}.{name}" if owner.module else name
+    changes = _Changes(before)
+    changes.scale(lost)
+    # regions were chosen when norms had been folded and before transforms were inserted
+    folded = before.clone()
+    folded.weights = {use: after.weights.get(use, weight) for use, weight in before.weights.items()}
+    changes.turn(folded)
+    return changes.found
+
+
+def _carried(values: Iterable[fx.Node], changes: Mapping[str, Change]) -> tuple[Carried, ...]:
+    """One entry for each kind of tensor among `values`, by shape, open sizes last."""
+    kinds: dict[tuple[int, int | None], list[Change]] = {}
+    for node in values:
+        shape = read.shape(node)
+        size = shape[-1] if shape else 1
+        kind = (len(shape), size if isinstance(size, int) else None)
+        kinds.setdefault(kind, []).append(changes.get(node.name, SAME))
+    found = [
+        Carried(dims, size, held[0] if len(set(held)) == 1 else DIFFER, len(held))
+        for (dims, size), held in kinds.items()
+    ]
+    return tuple(sorted(found, key=lambda c: (c.dims, c.size is None, c.size or 0)))
+
+
+@final
+class _Changes:
+    """Reads off the weights which regions were scaled and turned, and so which values."""
+
+    def __init__(self, before: Program) -> None:
+        self.found: dict[str, Change] = {}
+        self._before = before
+        self._nodes = {node.name: node for node in before.graph.nodes}
+        self._makers: dict[str, Matmul] = {}
+        self._readers: dict[str, list[Matmul]] = {}
+        for matmul in find_matmuls(before):
+            self._makers[matmul.node] = matmul
+            self._readers.setdefault(matmul.value, []).append(matmul)
+
+    def scale(self, lost: Mapping[str, str]) -> None:
+        """Record which values lost a gain or a bias to their readers: a path for each lost use."""
+        kept: dict[str, dict[bool, str]] = {}
+        for use, path in lost.items():
+            for norm in self._nodes[use].users:
+                kept.setdefault(norm.name, {})[_is_bias(norm, use)] = path
+        for region in find_regions(self._before, Group.DIAGONAL) if kept else ():
+            uses = {site.use for site in region.sites} & lost.keys()
+            norms = {norm for use in uses for norm in self._nodes[use].users}
+            for norm in norms:
+                had = kept[norm.name]
+                moved = _moved(norm)
+                for span in region.spans:
+                    # a bias is added once, so it can be restored only where nothing came after it
+                    clear = len(norms) == 1 and (True not in had or span.value in moved)
+                    self.found[span.value] = (
+                        Change(gain=had.get(False), bias=had.get(True))
+                        if clear and self._whole(span.value, span.axis, region)
+                        else _MOVED
+                    )
+
+    def turn(self, folded: Program) -> None:
+        """Record which values are in another basis, by the weights that write them."""
+        for group in (Group.ORTHOGONAL, Group.ORTHOGONAL_ONES):
+            for region in find_regions(folded, group):
+                basis = _basis(folded, region) if region.free else None
+                if basis is not None:
+                    for span in region.spans:
+                        self._turn(span.value, span.axis, region, basis)
+
+    def _turn(self, value: str, axis: int, region: Region, basis: Transform) -> None:
+        known = self.found.get(value, SAME)
+        if known.unclear is not None:
+            return
+        blocks = self._blocks(value, axis, region)
+        steps = [ChangeBasis(basis, -1, block) for block in blocks]
+        new = [step for step in steps if step not in known.bases]
+        bases = (*known.bases, *new)
+        self.found[value] = dataclasses.replace(known, bases=bases) if blocks else _INNER
+
+    def _blocks(self, value: str, axis: int, region: Region) -> tuple[Block, ...]:
+        """Which entries of a value's last axis are coordinates of the region."""
+        if axis != len(read.shape(self._nodes[value])) - 1:
+            return ()
+        if region.heads == 1 and self._whole(value, axis, region):
+            return (Block.whole(region.width),)
+        sites: dict[tuple[str, int], list[Block]] = {}
+        for site in region.sites:
+            sites.setdefault((site.use, site.axis), []).append(site.block)
+        for name in self._alike(value):
+            made = self._makers.get(name)
+            if made is not None and (made.use, made.writes) in sites:
+                return tuple(sites[made.use, made.writes])
+            for reader in self._readers.get(name, []):
+                if (reader.use, reader.reads) in sites:
+                    return tuple(sites[reader.use, reader.reads])
+        return ()
+
+    def _alike(self, value: str) -> list[str]:
+        """A value, and those around it whose rows hold the same entries."""
+        found = [value]
+        for name in found:
+            node = self._nodes[name]
+            near = list(node.all_input_nodes) if read.calls(node, *_ROWS) else []
+            near += [user for user in node.users if read.calls(user, *_ROWS)]
+            width = read.shape(node)[-1]
+            found += [
+                other.name
+                for other in near
+                if other.name not in found
+                and read.is_floating(other)
+                and read.same_size(read.shape(other)[-1], width)
+            ]
+        return found
+
+    def _whole(self, value: str, axis: int, region: Region) -> bool:
+        """Whether the region is the last axis of a value, all of it."""
+        shape = read.shape(self._nodes[value])
+        return axis == len(shape) - 1 and shape[-1] == region.width
+
+
+def _basis(folded: Program, region: Region) -> Transform | None:
+    """The transform that the weights which write a region have absorbed, or None."""
+    found: set[Transform] = set()
+    for site in region.sites:
+        # what a reader absorbed may be the inverse of a transform that runs with the model
+        for step in folded.weights[site.use].steps if site.role is Role.WRITES else ():
+            if isinstance(step, ChangeBasis) and (step.axis, step.block) == (site.axis, site.block):
+                assert isinstance(step.basis, Transform)
+                found.add(step.basis)
+    assert len(found) <= 1, f"{region.name}: is written in {len(found)} bases"
+    return found.pop() if found else None
+
+
+def _moved(norm: fx.Node) -> set[str]:
+    """A norm and the values that hold entries of its output and nothing else."""
+    found, pending = {norm.name}, [norm]
+    while pending:
+        moved = [user for user in pending.pop().users if read.calls(user, *MOVES)]
+        found |= {node.name for node in moved}
+        pending += moved
+    return found
+
+
+def _is_bias(norm: fx.Node, use: str) -> bool:
+    if not read.calls(norm, aten.layer_norm.default):
+        return False
+    bias = read.optional_value(norm, "bias")
+    return bias is not None and bias.name == use
