@@ -140,7 +140,9 @@ def end(gate: Gate, twins: Twins | None, result: object, seen: Seen | None) -> o
     """What a changed module returned, as it was before the changes."""
     if twins is None:
         return gate.leave(result, seen)
-    return mapped(result, lambda t: twins.show(t, leaving=True))
+    found = mapped(result, lambda t: twins.show(t, leaving=True))
+    _note_originals(found)
+    return found
 
 
 def shown(

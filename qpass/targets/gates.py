@@ -26,6 +26,7 @@ History = tuple[Change, ...] | str
 Seen = dict[tuple[int, int], tuple[Tensor, History]]
 
 _NEW = "it was not there when the model was traced, and may be in another basis"
+_MORE = "there were fewer of its shape when the model was traced"
 _TORN = "its memory holds several values"
 
 
@@ -99,40 +100,41 @@ class Gate:
 
         `seen` holds what passed at all modules, for a call that returns values of parts, too.
         """
-        if seen is None:
-            self._count(floats(result))
-            return mapped(result, functools.partial(self.original, leaving=True))
+        surplus = self._surplus(floats(result))
 
         def shown(tensor: Tensor) -> Tensor:
-            known = seen.get(place(tensor)) if tensor.numel() else (tensor, ())
-            if known is not None:
-                return self._undone(tensor, known[1], leaving=True)
-            history: History = _NEW if self.family.suspects(tensor) else ()
+            history = None if seen is None else seen.get(place(tensor), (tensor, None))[1]
+            if history is None:
+                new = _kind(tensor) in surplus
+                history = _MORE if new else self.history(tensor, leaving=True)
             return self._undone(tensor, history, leaving=True)
 
         return mapped(result, shown)
 
     def remember(self, seen: Seen, value: object, *, leaving: bool) -> None:
         """Add what passes here to `seen`."""
-        for tensor in floats(value):
+        tensors = floats(value)
+        if leaving and not self._simple:
+            # what returns from parts knows better than what passes it on, perhaps with more of it
+            surplus = self._surplus(tensors)
+            tensors = [t for t in tensors if place(t) not in seen and _kind(t) not in surplus]
+        for tensor in tensors:
             history = self.history(tensor, leaving=leaving)
-            # what returns from parts knows better than what passes it on
-            passed_on = leaving and not self._simple and place(tensor) in seen
-            if not isinstance(history, str) and not passed_on:
+            if not isinstance(history, str):
                 note(seen, tensor, history)
 
-    def _count(self, tensors: Sequence[Tensor]) -> None:
-        """Raise if there are more tensors of a changed width than the graph returned."""
-        kinds: dict[tuple[int, int], set[int]] = {}
+    def _surplus(self, tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
+        """The shapes of which there are more tensors than the graph returned."""
+        kinds: dict[tuple[int, int], set[tuple[int, int]]] = {}
         for tensor in tensors:
-            if self.family.suspects(tensor):
-                kinds.setdefault((tensor.dim(), tensor.shape[-1]), set()).add(id(tensor))
+            if self.family.suspects(tensor) and tensor.numel():
+                kinds.setdefault(_kind(tensor), set()).add(place(tensor))
+        found = set[tuple[int, int]]()
         for door in self._doors:
-            for (dims, width), found in kinds.items():
-                known = 0 if door is None else door.count(dims, width)
-                if 0 < known < len(found):
-                    why = f"qpass saw {known} such tensors returned, not {len(found)}"
-                    self._clear(why, tensors[0], leaving=True)
+            for kind, places in kinds.items():
+                if door is not None and 0 < door.count(*kind) < len(places):
+                    found.add(kind)
+        return found
 
     def _undone(self, tensor: Tensor, history: History, *, leaving: bool) -> Tensor:
         for change in reversed(self._clear(history, tensor, leaving=leaving)):
@@ -261,7 +263,14 @@ def note(seen: Seen, tensor: Tensor, history: History) -> None:
 def place(tensor: Tensor) -> tuple[int, int]:
     """Where in memory a tensor lies and how wide its rows are: the same for rows of it."""
     width = tensor.shape[-1] if tensor.dim() else 1
+    if torch.compiler.is_compiling():
+        # what stands for a tensor has no memory
+        return id(tensor), width
     return tensor.untyped_storage().data_ptr(), width if tensor.stride()[-1:] in ((1,), ()) else -1
+
+
+def _kind(tensor: Tensor) -> tuple[int, int]:
+    return tensor.dim(), tensor.shape[-1] if tensor.dim() else 1
 
 
 def _is_simple(module: nn.Module) -> bool:

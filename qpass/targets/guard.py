@@ -10,7 +10,7 @@ from torch import nn
 from qpass.errors import StateError, Unsupported
 from qpass.targets.changes import Door
 from qpass.targets.conventions import RESIZE, resizable
-from qpass.targets.crossing import GATE, gate_of, guard, guarded_by, no_gradients
+from qpass.targets.crossing import GATE, check, gate_of, guard, guarded_by, no_gradients
 from qpass.targets.gates import Family
 
 _GRADIENT_HOOKS = (
@@ -48,6 +48,7 @@ def install(
         if gate.changed:
             refusal = functools.partial(_refuse_gradients, gate.path)
             vars(module).update(dict.fromkeys(_GRADIENT_HOOKS, refusal))
+    check(family)
 
 
 def is_guarded(module: nn.Module) -> bool:
