@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture
-from qpass.errors import BadInput
-from qpass.hf.sample import sample_call
+from qpass.errors import expect_instance
+from qpass.hf.sample import sample_call, sample_calls
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose
@@ -25,6 +25,7 @@ from qpass.report.inspection import Inspection, inspection
 from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
+from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
 from qpass.transform import FoldNorms, carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck, largest_error
@@ -54,7 +55,9 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
 
     Raises BadInput for inputs that do not fit and CaptureFailed where there is no graph.
     """
-    captured = capture(model, sample_call(model, inputs))
+    sample = sample_call(model, inputs)
+    check_float(model)
+    captured = capture(model, sample)
     folded, notes = run_passes(captured.program, [FoldNorms()])
     recipe = Recipe("inspect", rotation="on")
     plan = choose(folded, recipe, refusals=refusals(model, captured.program), stored=True)
@@ -66,7 +69,7 @@ def rotate(
     inputs: Inputs | None = None,
     recipe: RecipeLike | None = None,
     *,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
 ) -> RotationReport:
     """Rotate `model` in place: the same function, in float, with fewer outliers.
 
@@ -75,6 +78,8 @@ def rotate(
     used. Raises ContractBroken, with the model as it was, if the whole is not exact.
     """
     sample = sample_call(model, inputs)
+    check_float(model)
+    known = _plan(plan)
     given = Recipe("rotate", rotation="on", head="float", embedding="float")
     if recipe is not None:
         given = Recipe.read(recipe, capability=_capability())
@@ -82,7 +87,7 @@ def rotate(
 
     def decide(folded: Program) -> Plan:
         refused = refusals(model, captured.program)
-        return plan or choose(folded, given, refusals=refused, stored=True)
+        return known or choose(folded, given, refusals=refused, stored=True)
 
     done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = Plan(done.plan.recipe, done.plan.rotated, done.plan.online, (), done.plan.declined)
@@ -109,23 +114,23 @@ def quantize(
     run is carried out as it is. Raises StateError for a model that is quantized already; the model
     is unchanged whenever this raises.
     """
-    batches = [] if calibration is None else list(calibration)
+    batches = sample_calls(calibration)
     sample = sample_call(model, inputs if inputs is not None or not batches else batches[0])
+    check_float(model)
     known = _plan(plan)
     given = known.recipe if known else Recipe.read(recipe, capability=_capability())
     with progress() as advance:
         advance("trace", 0, 1)
         captured = capture(model, sample)
+        flat = [captured.flatten(batch) for batch in batches or [sample]]
         advance("trace", 1, 1)
 
         def decide(folded: Program) -> Plan:
             if known is not None:
                 return known
             refused = refusals(model, captured.program)
-            measured = captured.flatten(batches[0] if batches else sample)
-            errors = (
-                _errors(captured.program, folded, measured) if given.rotation == "auto" else None
-            )
+            program = captured.program
+            errors = _errors(program, folded, flat[0]) if given.rotation == "auto" else None
             return choose(folded, given, refusals=refused, stored=True, errors=errors)
 
         advance("rotate and verify", 0, 1)
@@ -146,11 +151,8 @@ def quantize(
 def _plan(plan: Plan | str | Path | None) -> Plan | None:
     if plan is None or isinstance(plan, Plan):
         return plan
-    try:
-        text = Path(plan).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"plan {plan}: cannot be read ({error})") from error
-    return Plan.read(text)
+    expect_instance((str, Path), "plan", plan, "a Plan, or the path of a saved one")
+    return Plan.load(plan)
 
 
 def _capability() -> Capability:

@@ -42,3 +42,35 @@ def expect(claim: bool, key: str, value: object, allowed: str) -> None:
 def expect_type(kind: type, key: str, value: object, allowed: str) -> None:
     """Raise BadInput about the field `key` unless `value` is a `kind`; a bool is no int."""
     expect(type(value) is kind, key, value, allowed)
+
+
+def expect_instance(kind: type | tuple[type, ...], key: str, value: object, allowed: str) -> None:
+    """Raise BadInput about the argument `key` unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise BadInput(f"{key} is {_with_article(value)}; expected {allowed}")
+
+
+def own_failure(who: str, error: Exception) -> BadInput:
+    """The error for inputs on which `who`, the user's model, fails by itself."""
+    said = first_line(error)
+    hint = (
+        "\n  an index lies outside of a table: a token that is not in the vocabulary, or a text "
+        "that is longer than the model has positions"
+    )
+    looked_up = isinstance(error, IndexError) and "index out of range" in said
+    return BadInput(
+        f"{who} itself fails on these inputs: {type(error).__name__}: {said}"
+        + (hint if looked_up else "")
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that says something, or the name of the exception."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _with_article(value: object) -> str:
+    name = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    if value is None or isinstance(value, type):
+        return name.replace("NoneType", "None")
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

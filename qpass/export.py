@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qpass.capture.call import Inputs, arguments
-from qpass.capture.export import evaluating
+from qpass.capture.export import check_devices, result_of
 from qpass.capture.sample import doubled, dynamic_shapes
-from qpass.errors import BadInput, ContractBroken, Unsupported
+from qpass.errors import BadInput, ContractBroken, Unsupported, expect_instance
 from qpass.hf.sample import sample_call
 from qpass.ir import Note
 from qpass.registry import unknown
@@ -61,6 +61,7 @@ def export_onnx(
 
 def check_target(path: str | Path, target: str, verify: bool | None = None) -> None:
     """Raise unless a file can be written at `path` for `target`, and verified if that is asked."""
+    expect_instance((str, Path), "path", path, "where to write the file")
     if target not in TARGETS:
         raise unknown("ONNX target", target, TARGETS)
     check(Path(path))
@@ -114,6 +115,12 @@ def _call(model: nn.Module, inputs: Inputs) -> tuple[Call, tuple[Note, ...]]:
             f"{type(model).__name__}.forward takes arguments by position only; wrap it in a module "
             "whose arguments have names"
         )
+    sample = dict(given)
+    if "use_cache" in signature.parameters:
+        # a cache is state that a graph cannot return; without it the outputs are the same
+        sample["use_cache"] = False
+    check_devices(model, sample)
+    result = result_of(model, (), sample)
     notes: tuple[Note, ...] = ()
     if "transformers" in sys.modules:
         from qpass.hf.cached import cached_call
@@ -123,18 +130,8 @@ def _call(model: nn.Module, inputs: Inputs) -> tuple[Call, tuple[Note, ...]]:
             return found, ()
         if found is not None:
             notes = (Note(False, "cache", f"exported without a cache: {found}"),)
-    return _plain(model, given, signature), notes
-
-
-def _plain(model: nn.Module, given: dict[str, object], signature: inspect.Signature) -> Call:
-    sample = dict(given)
-    if "use_cache" in signature.parameters:
-        # a cache is state that a graph cannot return; without it the outputs are the same
-        sample["use_cache"] = False
     traced = doubled(((), sample))[1]
-    with evaluating(model):
-        result = model(**sample)
-    return Call(
+    plain = Call(
         module=model,
         traced=traced,
         sample=sample,
@@ -142,6 +139,7 @@ def _plain(model: nn.Module, given: dict[str, object], signature: inspect.Signat
         inputs=_names(sample, "input"),
         outputs=_names(dict(result) if isinstance(result, Mapping) else result, "output"),
     )
+    return plain, notes
 
 
 def _names(tree: object, whole: str) -> tuple[str, ...]:

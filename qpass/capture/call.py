@@ -41,10 +41,14 @@ class Captured:
         args, kwargs = arguments(inputs, self.signature, self.extra)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         if structure != self.structure:
-            raise BadInput(
-                f"the model was traced with inputs {self.structure}, got {structure}\n"
-                "  pass the same arguments as when it was captured"
+            traced = _spelled(
+                *pytree.tree_unflatten([None] * self.structure.num_leaves, self.structure)
             )
+            given = _spelled(args, kwargs)
+            apart = f"{given}, but the model was traced on {traced}"
+            if given == traced:
+                apart = f"{given}, but their tensors are nested otherwise than when it was traced"
+            raise BadInput(f"a call has {apart}; every call takes the same arguments")
         taken = tuple(leaves[position] for position in self.positions)
         for node, leaf in zip(self.program.inputs, taken, strict=True):
             _check_shape(node, leaf)
@@ -128,6 +132,11 @@ def _leaf_names(tree: object, name: str) -> Iterator[tuple[int, str]]:
         yield from _leaf_names(item, f"{name}.{key}" if name else str(key))
 
 
+def _spelled(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    names = [f"argument {index}" for index in range(len(args))] + list(kwargs)
+    return ", ".join(names) or "no arguments"
+
+
 def _check_shape(node: fx.Node, leaf: object) -> None:
     like = read.fake(node)
     if like is None or not isinstance(leaf, Tensor):
@@ -140,4 +149,8 @@ def _check_shape(node: fx.Node, leaf: object) -> None:
         raise BadInput(
             f"input {node.name} has shape {list(leaf.shape)}, but the captured graph takes "
             f"{[str(size) for size in like.shape]}"
+        )
+    if leaf.is_floating_point() != like.is_floating_point():
+        raise BadInput(
+            f"input {node.name} is {leaf.dtype}, but the captured graph takes {like.dtype}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 from qpass.capture.call import Captured, Inputs, arguments, output_names
 from qpass.capture.clean import clean
 from qpass.capture.einsum import spell_out_einsums
+from qpass.capture.hush import hushed
 from qpass.capture.inline import inline_regions
 from qpass.capture.numbers import write_numbers
 from qpass.capture.raising import raise_idioms
 from qpass.capture.sample import doubled, dynamic_shapes
 from qpass.capture.uses import find_owners, lift, split_uses
-from qpass.errors import BadInput, CaptureFailed
+from qpass.errors import BadInput, CaptureFailed, first_line, own_failure
 from qpass.ir import Note, Program, Weight, read
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -37,10 +38,12 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     # a cache is state that a graph cannot return; without it the outputs are the same
     extra = {"use_cache": False} if "use_cache" in signature.parameters else {}
     args, kwargs = arguments(inputs, signature, extra)
-    _check_devices(model, (args, kwargs))
+    check_devices(model, (args, kwargs))
     with evaluating(model):
         exported, notes = _export(model, args, kwargs)
     program = _program(exported, model)
+    # the trace takes tokens outside of the vocabulary and other types, the model need not
+    result_of(model, args, kwargs)
     positions = _drop_constant_inputs(program)
     notes += _fixed_sizes(program)
     notes += raise_idioms(program)
@@ -55,7 +58,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     )
 
 
-def _check_devices(model: nn.Module, inputs: object) -> None:
+def check_devices(model: nn.Module, inputs: object) -> None:
+    """Raise BadInput unless the tensors of `model` and `inputs` are on one device."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     devices = sorted({str(tensor.device) for tensor in tensors})
@@ -93,16 +97,16 @@ def _export(
         exported = _exported(model, args, kwargs, None)
     except Exception as error:
         raise _refusal(model, args, kwargs, error) from error
-    why = f"captured with the sizes of the sample inputs only: {_first_line(symbolic)}"
+    why = f"captured with the sizes of the sample inputs only: {first_line(symbolic)}"
     return exported, [Note(done=False, where="inputs", why=why)]
 
 
 def _exported(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], shapes: object
 ) -> ExportedProgram:
-    exported = export(
-        model, args, kwargs, dynamic_shapes=cast("dict[str, Any] | None", shapes), strict=False
-    )
+    sizes = cast("dict[str, Any] | None", shapes)
+    with hushed():
+        exported = export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
     bodies = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
     # the constants that code makes are copied and detached in place, which `clean` drops
     harmless = torch.ops.aten.detach_.default
@@ -113,19 +117,24 @@ def _exported(
 
 def _refusal(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], error: Exception
-) -> BadInput | CaptureFailed:
-    """Say whether the inputs or the way the model is written made the export fail."""
-    try:
-        model(*args, **kwargs)
-    except Exception as own:  # noqa: BLE001  whatever the model raises on its own is about its inputs
-        return BadInput(
-            f"the model itself fails on these inputs: {type(own).__name__}: {_first_line(own)}"
-        )
+) -> CaptureFailed:
+    """Say that the way the model is written made the export fail, unless the inputs did."""
+    result_of(model, args, kwargs)
     return CaptureFailed(
-        f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}\n"
+        f"torch.export cannot trace {type(model).__name__}: {first_line(error)}\n"
         "  branches and sizes that depend on tensor values cannot be captured; "
         "torch.compile(model, backend='qpass') captures the parts between them"
     )
+
+
+def result_of(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """What `model` returns, in evaluation mode; BadInput where it fails on its own."""
+    with evaluating(model):
+        try:
+            return model(*args, **kwargs)
+        except Exception as error:
+            # whatever the model raises on its own is about its inputs
+            raise own_failure(f"{type(model).__name__}", error) from error
 
 
 def _program(exported: ExportedProgram, model: nn.Module) -> Program:
@@ -201,7 +210,3 @@ def _structure(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:
     if spec is None:
         raise CaptureFailed("torch.export does not say how the model is called")
     return spec
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

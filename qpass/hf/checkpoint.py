@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from qpass.errors import BadInput
+from qpass.errors import BadInput, expect_instance
 from qpass.hf.hook import announce
 from qpass.hf.pretrained import load_model
 from qpass.targets import checkpoint
@@ -42,7 +42,8 @@ def save(model: nn.Module, where: str | Path) -> None:
     Tokenizer files are copied when a transformers model was read from a directory. Raises
     `BadInput` where the directory holds anything but an earlier save.
     """
-    where = Path(where)
+    expect_instance(nn.Module, "model", model, "a torch.nn.Module")
+    where = _path(where)
     state = model.state_dict()
     config: dict[str, Any] = {SECTION: checkpoint.section(model)}
     files: dict[str, bytes] = {}
@@ -67,10 +68,11 @@ def load(where: str | Path, model: nn.Module | None = None) -> nn.Module:
     A model that is not of transformers is read into `model`: a fresh one, as it was built before
     qpass changed it. Raises `BadInput` where a file is missing, damaged or of a newer format.
     """
-    where = Path(where)
+    where = _path(where)
     config = checkpoint.read_config(where)
     table = checkpoint.read_section(config, where)
     if model is not None:
+        expect_instance(nn.Module, "model", model, "a torch.nn.Module to fill")
         _fill(model, where, config, table)
         return model.eval()
     if "architectures" not in config:
@@ -79,6 +81,11 @@ def load(where: str | Path, model: nn.Module | None = None) -> nn.Module:
             "pass a fresh one to fill: qpass.load(where, model=MyModel())"
         )
     return load_model(where)
+
+
+def _path(where: str | Path) -> Path:
+    expect_instance((str, Path), "where", where, "the path of a directory")
+    return Path(where)
 
 
 def _fill(

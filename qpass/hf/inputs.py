@@ -24,9 +24,16 @@ def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
         return _dummy(model)
     if model.config.is_encoder_decoder:
         return _dummy(model)
-    length = min(LENGTH, int(model.config.to_dict().get("max_position_embeddings", LENGTH)))
+    length = min(LENGTH, _positions(model))
     drawn = uniforms(Key("tokens", 0), BATCH * length) * vocabulary.num_embeddings
     return {"input_ids": drawn.to(torch.int64).reshape(BATCH, length)}
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How long a text the model takes, by whatever name its config has for that."""
+    config = model.config.get_text_config(decoder=True)
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return int(config.to_dict().get(name) or LENGTH)
 
 
 def _dummy(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -91,8 +92,16 @@ def _loaded(
     where: str | Path, kind: object, folder: str, options: dict[str, object]
 ) -> tuple[nn.Module, set[str]]:
     load = cast("Any", kind).from_pretrained
-    pair = _read(where, "model", lambda: load(folder, output_loading_info=True, **options))
-    model, info = cast("tuple[nn.Module, dict[str, set[str]]]", pair)
+    # what does not fit is named below, and not in a table on stderr
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+    with _quiet():
+        pair = _read(where, "model", lambda: load(folder, **options))
+    model, info = cast("tuple[nn.Module, dict[str, Any]]", pair)
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise BadInput(
+            f"{where}: {name} is {list(stored)}, its config.json asks for {list(wanted)}; "
+            "weights and config are not of the same model"
+        )
     return model, set(info["missing_keys"])
 
 
@@ -108,9 +117,25 @@ def _read(where: str | Path, what: str, load: Callable[[], T]) -> T:
 
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise BadInput(
+            f"{where}: a file of weights is damaged or not complete ({error}); copy it again"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         first = str(error).strip().partition("\n")[0]
         raise BadInput(f"{where}: no {what} can be read from it: {first}") from error
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without the reports of transformers; what is wrong is raised."""
+    logging = _transformers().utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _transformers() -> Any:  # noqa: ANN401  a module whose attributes are looked up by name

@@ -1,17 +1,19 @@
-"""Which call stands for a model: the user's, or one that transformers can make up."""
+"""Which calls stand for a model: the user's, or one that transformers can make up."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from qpass.capture.call import Inputs
-from qpass.errors import BadInput
+from qpass.errors import BadInput, expect_instance
 
 
 def sample_call(model: nn.Module, inputs: Inputs | None) -> Inputs:
     """`inputs`, or where there are none a call that fits a transformers model."""
+    expect_instance(nn.Module, "model", model, "a torch.nn.Module")
     if inputs is not None:
         return inputs
     # a model of transformers cannot exist before transformers has been imported
@@ -24,3 +26,18 @@ def sample_call(model: nn.Module, inputs: Inputs | None) -> Inputs:
         f"inputs are needed: {type(model).__name__} does not say what it takes\n"
         "  pass a tensor, a tuple of arguments or a dict of keyword arguments"
     )
+
+
+def sample_calls(calibration: Iterable[Inputs] | None) -> list[Inputs]:
+    """The batches of calibration data, at least one where any are given."""
+    if calibration is None:
+        return []
+    if isinstance(calibration, Tensor | Mapping | str | bytes):
+        raise BadInput(
+            f"calibration is one {type(calibration).__name__}, not an iterable of batches; "
+            "wrap it in a list"
+        )
+    expect_instance(Iterable, "calibration", calibration, "an iterable of batches")
+    if not (batches := list(calibration)):
+        raise BadInput("calibration has no batches; an iterator that was used up gives none")
+    return batches

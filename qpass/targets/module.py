@@ -17,7 +17,7 @@ from qpass.ir import Note, Owner, Program, Weight
 from qpass.plan import Plan
 from qpass.targets.doors import find_doors, folded_name, is_folded
 from qpass.targets.guard import install, whole
-from qpass.targets.record import record_of, set_record
+from qpass.targets.record import check_float, record_of, set_record
 from qpass.targets.replacing import Advance, Encode, build_layers, held, nearest, unseen
 from qpass.targets.stored import to_stored
 from qpass.targets.ties import untie
@@ -42,11 +42,8 @@ def write_back(
     place then, so that a failure leaves the model as it was. Raises `StateError` for a model that
     is quantized already, and `Unsupported` for a change that its modules cannot hold.
     """
+    check_float(model)
     done = record_of(model)
-    if done.quantized:
-        raise StateError(
-            "the model is quantized already; load the float model again and quantize that"
-        )
     if whole(model) is not None or any(
         record_of(m).plans for m in model.modules() if m is not model
     ):

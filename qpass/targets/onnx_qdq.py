@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qpass.capture.export import evaluating
+from qpass.capture.hush import hushed
 from qpass.errors import BadInput, CaptureFailed, Unsupported
 from qpass.ir import Note
 from qpass.targets.onnx_layers import FUSED_BLOCKS, NIBBLES, OPSET, standing_in
@@ -114,22 +112,8 @@ def _check_dtype(module: nn.Module) -> None:
         )
 
 
-@contextmanager
-def _hushed() -> Generator[None]:
-    """Without what the exporter says about its own dependencies and about names."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _exported(call: Call, module: nn.Module) -> ir.Model:
-    with _hushed():
+    with hushed():
         try:
             program = torch.onnx.export(
                 module,

@@ -7,6 +7,7 @@ from typing import cast, final
 
 from torch import nn
 
+from qpass.errors import StateError
 from qpass.plan import Plan
 from qpass.targets.changes import Door
 
@@ -38,6 +39,14 @@ class Record:
 def record_of(model: nn.Module) -> Record:
     """What has been done to `model`; an empty record for a model that is as it was."""
     return cast("Record", vars(model).get(_KEY, Record()))
+
+
+def check_float(model: nn.Module) -> None:
+    """Raise StateError for a model that is quantized already, or that holds one that is."""
+    if any(record_of(module).quantized for module in model.modules()):
+        raise StateError(
+            "the model is quantized already; load the float model again and start from that"
+        )
 
 
 def set_record(model: nn.Module, record: Record) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
-from qpass.errors import BadInput
+from qpass.errors import BadInput, QpassError, own_failure
 
 Batch = Tensor | Sequence[object] | Mapping[str, object]
 
@@ -72,12 +72,14 @@ def _real(mask: object, ids: Tensor | None, key: str) -> Tensor:
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """`[b, t, v]` (or `[b, v]`) of a call of `model`, whatever it wraps them in."""
-    if isinstance(batch, Tensor):
-        output = model(batch)
-    elif isinstance(batch, Mapping):
-        output = model(**batch)
-    else:
-        output = model(*batch)
+    args = (batch,) if isinstance(batch, Tensor) else () if isinstance(batch, Mapping) else batch
+    kwargs = batch if isinstance(batch, Mapping) else {}
+    try:
+        output = model(*args, **kwargs)
+    except QpassError:
+        raise
+    except Exception as error:
+        raise own_failure(type(model).__name__, error) from error
     found: object = output
     if isinstance(output, Mapping):
         found = output.get("logits")

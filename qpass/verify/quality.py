@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qpass.errors import BadInput
+from qpass.errors import BadInput, expect_instance
 from qpass.ir import Step
 from qpass.verify.calls import Batch, logits, text
 from qpass.verify.logits import Expected, compare
@@ -46,6 +46,8 @@ def evaluate_many(
     where its attention mask is 0. Memory holds the logits of one batch four times. `bases` tells
     for a model in which basis its modules' outputs are, for the errors of its sites.
     """
+    for name, model in {**models, "reference": reference}.items():
+        expect_instance(nn.Module, name, model, "a torch.nn.Module")
     changed = bases or {}
     sites = {
         name: SiteErrors(replaced(model, reference), changed.get(name, {}))
@@ -77,6 +79,7 @@ def score_batches(
         raise BadInput(
             f"batches is one {type(batches).__name__}, not an iterable of them; wrap it in a list"
         )
+    expect_instance(Iterable, "batches", batches, "an iterable of batches")
     errors = sites or {}
     watched = tuple(dict.fromkeys(path for one in errors.values() for path in one.paths))
     for batch in batches:

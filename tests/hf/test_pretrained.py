@@ -59,7 +59,7 @@ def test_a_pickled_checkpoint_is_refused(folder: Path) -> None:
 def test_a_cut_file_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BadInput, match="no model can be read"):
+    with pytest.raises(BadInput, match="damaged or not complete"):
         load_model(folder)
 
 
@@ -80,7 +80,7 @@ def test_other_files_and_folders_are_refused(folder: Path, tmp_path: Path) -> No
     [
         ("architectures", ["HerOwnModel"], "no HerOwnModel"),
         ("model_type", "her_own", "no model can be read"),
-        ("hidden_size", 96, "no model can be read"),
+        ("hidden_size", 96, "its config.json asks for"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(
