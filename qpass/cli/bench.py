@@ -30,7 +30,9 @@ def bench(
     from qpass.hf.speed import causal, measure, random_prompt
     from qpass.report import progress
 
-    models = {name: causal(name, load(name).model) for name in (model, reference) if name}
+    models = {
+        name: causal(name, load(name).model) for name in (model, reference) if name is not None
+    }
     if not eager:
         for found in models.values():
             found.compile()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,11 @@ from qpass.cli.recipes import recipes
 from qpass.errors import QpassError
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+# what typer raises for arguments it cannot read; the class has no fixed place of its own
+_UNREADABLE = cast("type[Exception]", typer.BadParameter.__base__)
+
+log = logging.getLogger("qpass")
 
 app = typer.Typer(
     help="Make transformers smaller and faster: rotate, quantize, compile, export.",
@@ -42,19 +47,26 @@ def settings(
 ) -> None:
     if verbose:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        logging.getLogger("qpass").setLevel(logging.DEBUG)
+        log.setLevel(logging.DEBUG)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 for a failed gate, 2 for bad input."""
     try:
-        app(args=list(arguments), prog_name="qpass")
+        code = app(args=list(arguments), prog_name="qpass", standalone_mode=False)
     except QpassError as error:
         sys.stderr.write(f"qpass: {error}\n")
+        log.debug("where it was raised", exc_info=error)
         return BAD_INPUT
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else BAD_INPUT
-    return 0
+    except _UNREADABLE as error:
+        # without a message it has shown the help
+        if said := cast("Any", error).format_message():
+            sys.stderr.write(f"qpass: {said}\n")
+        return BAD_INPUT
+    except typer.Abort:
+        sys.stderr.write("qpass: interrupted\n")
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

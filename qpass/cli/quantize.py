@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -82,11 +83,25 @@ def _changes(given: Sequence[str]) -> dict[str, object]:
         if not equals:
             raise BadInput(f"--set {change}: expected KEY=VALUE")
         try:
-            fields |= tomllib.loads(f"{key} = {value}")
+            read = tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:
             # a bare word is a string, as anywhere on a command line
-            fields[key] = value
+            try:
+                read = tomllib.loads(f"{key} = {json.dumps(value)}")
+            except tomllib.TOMLDecodeError as error:
+                raise BadInput(f"--set {change}: {key!r} is no key") from error
+        _merge(fields, read)
     return fields
+
+
+def _merge(into: dict[str, object], more: Mapping[str, object]) -> None:
+    """Add `more`, table by table."""
+    for key, value in more.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            _merge(cast("dict[str, object]", old), cast("Mapping[str, object]", value))
+        else:
+            into[key] = value
 
 
 def _report(

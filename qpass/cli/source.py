@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast, final
 
 import typer
 
-from qpass.errors import BadInput
+from qpass.errors import BadInput, QpassError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,8 @@ class Loaded:
 def load(what: str) -> Loaded:
     """The model that `what` names; a factory returns one, or a pair of one and its inputs."""
     path = Path(what)
+    if not what:
+        raise BadInput("MODEL is empty")
     if path.exists() or path.suffix == ".gguf" or _is_hub_id(what):
         from qpass.hf import pretrained
 
@@ -65,7 +68,16 @@ def _from_factory(what: str, module: str, name: str) -> Loaded:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"{what}: cannot import the factory: {error}") from error
-    made = factory()
+    except (Exception, SystemExit) as error:
+        raise _failure(what, "the module cannot be imported", error) from error
+    if not callable(factory):
+        raise BadInput(f"{what} is of type {type(factory).__name__}; expected a function")
+    try:
+        made = factory()
+    except QpassError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failure(what, "the factory raised", error) from error
     if isinstance(made, nn.Module):
         return Loaded(made, None)
     if isinstance(made, tuple):
@@ -77,6 +89,14 @@ def _from_factory(what: str, module: str, name: str) -> Loaded:
         f"{what} returned {type(made).__name__}; expected a torch.nn.Module, or a pair of one "
         "and its sample inputs (a tensor, a tuple of arguments or a dict of keyword arguments)"
     )
+
+
+def _failure(what: str, how: str, error: BaseException) -> BadInput:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_file()]
+    here = not own or Path(own[-1].filename) == Path(__file__)
+    where = "" if here else f" ({own[-1].filename}:{own[-1].lineno})"
+    return BadInput(f"{what}: {how}: {type(error).__name__}: {first_line(error)}{where}")
 
 
 def _is_hub_id(what: str) -> bool:

@@ -37,11 +37,15 @@ def test_what_is_written_loads_and_computes(folder: str, tmp_path: Path, capsys)
 
 
 def test_a_field_of_the_recipe_can_be_set(folder: str, tmp_path: Path, capsys) -> None:
-    options = ["-r", "w8a16", "--set", "rotation=off", "--set", 'head="float"', "--set", "seed=3"]
+    changes = ("rotation=off", 'head="float"', "seed=3", "weight.format=int4", "weight.block=8")
+    options = ["-r", "w8a16", "--set", "weight.scale_format=float16"]
+    options += [f"--set={change}" for change in changes]
     assert run(["quantize", folder, *options, "-o", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "out")
     head = qpass.load(tmp_path / "out").get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
+    layers = [m for m in qpass.load(tmp_path / "out").modules() if isinstance(m, QuantizedLinear)]
+    assert {(layer.bits, layer.in_features // layer.groups) for layer in layers} == {(4, 8)}
 
 
 @pytest.mark.parametrize(

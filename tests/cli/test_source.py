@@ -66,9 +66,12 @@ def test_a_wrong_factory_is_named(factories: str, name: str, message: str) -> No
         load(name)
 
 
-def test_an_error_inside_a_factory_keeps_its_traceback(factories: str) -> None:
-    with pytest.raises(RuntimeError, match="the factory's own error"):
+def test_an_error_inside_a_factory_says_where(factories: str) -> None:
+    with pytest.raises(
+        BadInput, match=r"RuntimeError: the factory's own error .*\.py:\d+\)"
+    ) as found:
         load(f"{factories}:broken")
+    assert isinstance(found.value.__cause__, RuntimeError)
 
 
 def test_a_directory_is_read(tmp_path: Path) -> None:
