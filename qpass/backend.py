@@ -33,6 +33,7 @@ from qpass.runtime.device import this_device
 from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
 from qpass.targets.backward import without_backward
+from qpass.targets.compute_once import ComputeOnce
 from qpass.targets.inductor import lower
 from qpass.transform import carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck
@@ -176,8 +177,8 @@ def _quantized(
     program, made = run_passes(done.program, [QuantizeLinears(done.plan.quantized)])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    lowering = [LowerAttention()] if this_device().compiled else []
-    program, lowered = run_passes(program, lowering)
+    attention = [LowerAttention()] if this_device().compiled else []
+    program, lowered = run_passes(program, [*attention, ComputeOnce()])
     return done.plan, program, [*done.notes, *made, *lowered]
 
 
