@@ -41,6 +41,7 @@ FENCES = {
     "triton": ("kernels/gpu/",),
     "typer": ("qpass/cli/",),
     "rich": ("qpass/cli/", "qpass/report/"),
+    "jinja2": ("qpass/report/",),
 }
 HEAVY = (
     "transformers",
@@ -51,6 +52,7 @@ HEAVY = (
     "triton",
     "networkx",
     "rich",
+    "jinja2",
     "typer",
 )
 

@@ -74,7 +74,8 @@ def test_a_wheel_holds_what_a_checkout_holds(site: Path) -> None:
     def files(root: Path, *endings: str) -> set[str]:
         return {p.relative_to(root).as_posix() for e in endings for p in root.rglob(f"*{e}")}
 
-    assert files(site / "qpass", ".py", ".toml") >= files(ROOT / "qpass", ".py", ".toml")
+    shipped = (".py", ".toml", ".html")
+    assert files(site / "qpass", *shipped) >= files(ROOT / "qpass", *shipped)
     gpu = ROOT / "kernels" / "gpu"
     assert files(site / "qpass" / "_kernels" / "gpu", ".py") == files(gpu, ".py")
     assert not files(site, ".so", ".cpp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +28,27 @@ def emit(result: Mapping[str, object], *, as_json: bool) -> None:
             show(value)
         elif isinstance(value, str):
             sys.stdout.write(f"{value}\n")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Raise BadInput unless a file can be written at `path`."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory; name the file to write")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no directory {path.parent}; create it first")
+    check_folder(path.parent)
 
 
 def check_folder(folder: Path) -> None:

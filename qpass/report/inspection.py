@@ -8,7 +8,10 @@ from typing import final
 from qpass.analyze import Region, find_matmuls
 from qpass.ir import Note, Program
 from qpass.plan import Plan
-from qpass.report.table import Table
+from qpass.report.table import Table, collapsed
+
+# the columns of a region that number layers
+REGION_NAMES = ("first weight",)
 
 
 @final
@@ -25,35 +28,69 @@ class Product:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Absorber:
+    """One axis of a weight that changes basis with a region."""
+
+    weight: str
+    axis: int
+    role: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Inspection:
-    """The regions and products of a model, and notes on what could not be understood."""
+    """The regions and products of a model, and notes on what could not be understood.
+
+    `absorbers` are the weights of each region, in the order of the regions.
+    """
 
     regions: tuple[Region, ...]
+    absorbers: tuple[tuple[Absorber, ...], ...]
     products: tuple[Product, ...]
     notes: tuple[Note, ...]
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Regions, products, and everything declined, each with its reason."""
-        regions = [
+        regions = self.regions_table()
+        where = (None if r.free else r.pins[0].where for r in self.regions)
+        products = [(p.site, f"{p.rows} x {p.columns}", p.input, p.why) for p in self.products]
+        declined = [(n.where, n.why) for n in self.notes if not n.done]
+        return (
+            Table(
+                regions.title,
+                (*regions.columns, "at"),
+                tuple((*row, at) for row, at in zip(regions.rows, where, strict=True)),
+            ),
+            Table("products", ("weight", "shape", "input", "why"), tuple(products)),
+            Table("declined", ("where", "why"), tuple(declined)),
+        )
+
+    def summary(self) -> tuple[Table, Table, Table]:
+        """The same, with layers that are alike in one row."""
+        _, products, declined = self.tables()
+        return (
+            # without the graph's names for values, which differ from layer to layer
+            collapsed(self.regions_table(), REGION_NAMES),
+            collapsed(products, ("weight", "why")),
+            collapsed(declined, ("where", "why")),
+        )
+
+    def regions_table(self) -> Table:
+        """One row for each region."""
+        rows = [
             (
                 r.name,
                 r.group.value,
                 f"{r.heads} x {r.width}" if r.heads > 1 else r.width,
                 len(r.sites),
-                "free" if r.free else f"{r.pins[0].why} ({r.pins[0].where})",
+                "free" if r.free else r.pins[0].why,
             )
             for r in self.regions
         ]
-        products = [(p.site, f"{p.rows} x {p.columns}", p.input, p.why) for p in self.products]
-        declined = [(n.where, n.why) for n in self.notes if not n.done]
-        return (
-            Table("regions", ("first weight", "group", "size", "weights", "state"), tuple(regions)),
-            Table("products", ("weight", "shape", "input", "why"), tuple(products)),
-            Table("declined", ("where", "why"), tuple(declined)),
-        )
+        return Table("regions", (*REGION_NAMES, "group", "size", "weights", "state"), tuple(rows))
 
     def __str__(self) -> str:
-        return "\n".join(table.text() for table in self.tables())
+        return "\n".join(table.text() for table in self.summary())
 
 
 def inspection(
@@ -82,4 +119,8 @@ def inspection(
         products.append(
             Product(name, int(shape[matmul.writes]), int(shape[matmul.reads]), how, why)
         )
-    return Inspection(regions, tuple(products), notes)
+    absorbers = tuple(
+        tuple(Absorber(program.site(s.use), s.axis, s.role.value) for s in region.sites)
+        for region in regions
+    )
+    return Inspection(regions, absorbers, tuple(products), notes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import final
 
 Cell = str | int | float | bool | None
+
+_NUMBER = re.compile(r"\d+")
 
 
 @final
@@ -42,6 +45,39 @@ class Table:
     def records(self) -> list[dict[str, Cell]]:
         """One mapping from column to cell for each row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def alike(table: Table, names: Collection[str]) -> list[list[int]]:
+    """The rows, by their places, that differ in numbers of the columns `names` only."""
+    masked = [column in names for column in table.columns]
+    groups: dict[tuple[Cell, ...], list[int]] = {}
+    for place, row in enumerate(table.rows):
+        key = tuple(
+            _NUMBER.sub("#", str(cell)) if mask else cell
+            for cell, mask in zip(row, masked, strict=True)
+        )
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def collapsed(table: Table, names: Collection[str]) -> Table:
+    """One row for all that are `alike`, and how many they are.
+
+    A number that is not the same in all of them becomes `*`, as in `layers.*.weight`.
+    """
+    groups = [[table.rows[place] for place in places] for places in alike(table, names)]
+    rows = tuple((*map(_merged, zip(*group, strict=True)), len(group)) for group in groups)
+    return Table(table.title, (*table.columns, "times"), rows)
+
+
+def _merged(cells: Sequence[Cell]) -> Cell:
+    first, *rest = cells
+    if all(cell == first for cell in rest):
+        return first
+    numbers = [_NUMBER.findall(str(cell)) for cell in cells]
+    same = [len(set(found)) == 1 for found in zip(*numbers, strict=True)]
+    shown = iter(n if kept else "*" for n, kept in zip(numbers[0], same, strict=True))
+    return _NUMBER.sub(lambda _: next(shown), str(first))
 
 
 def cell_text(cell: Cell) -> str:

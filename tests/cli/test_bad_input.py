@@ -273,6 +273,8 @@ def test_wrong_options_of_quantize(options: list[str], says: str, capsys) -> Non
         (["quantise"], "did you mean 'quantize'"),
         (["inspect"], "MODEL"),
         (["inspect", "good", "good"], "good"),
+        (["inspect", "good", "--html", "folder"], "is a directory"),
+        (["inspect", "good", "--html", "absent/page.html"], "there is no directory absent"),
         (["quantize", "good"], "--output"),
         (["recipes", "w8a9"], "did you mean 'w8a8'"),
         (["recipes", "broken.toml"], "is not TOML"),

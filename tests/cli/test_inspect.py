@@ -33,6 +33,36 @@ def test_as_json(folder: str, capsys) -> None:
     assert all(product["why"] for product in found["products"])
 
 
+def test_layers_that_are_alike_share_a_row(folder: str, capsys) -> None:
+    assert run(["inspect", folder]) == 0
+    out = capsys.readouterr().out
+    assert "model.layers.*.mlp.down_proj.weight" in out
+    assert "model.layers.1.mlp.down_proj.weight" not in out
+
+
+def test_a_page_is_written_whole_or_not_at_all(
+    folder: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    page = tmp_path / "report.html"
+    assert run(["inspect", folder, "--html", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "model.layers.*.mlp.down_proj.weight" in text
+    assert "regions\n" in capsys.readouterr().out
+    before = set(tmp_path.iterdir())
+    for wrong in (tmp_path, tmp_path / "absent" / "report.html"):
+        assert run(["inspect", folder, "--html", str(wrong)]) == 2
+    monkeypatch.setattr("qpass.cli.output.Path.replace", _no_space)
+    assert run(["inspect", folder, "--html", str(page)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == text
+    assert set(tmp_path.iterdir()) == before
+
+
+def _no_space(source: Path, target: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_what_is_no_model_exits_with_2(tmp_path: Path, capsys) -> None:
     assert run(["inspect", str(tmp_path / "absent")]) == 2
     assert run(["inspect", str(tmp_path)]) == 2
