@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpass.cli import gates
 from qpass.cli.output import AsJson, emit
 from qpass.cli.source import Model, load
-from qpass.cli.text import Length, Tokenizer, Windows, read_windows
+from qpass.cli.text import Length, Tokenizer, Windows, read_windows, tracked
+
+if TYPE_CHECKING:
+    from qpass.report import Table
+
+# sites that people are shown
+SHOWN = 10
 
 
 def evaluate(
@@ -30,14 +36,28 @@ def evaluate(
 
     limits = gates.parse(gate or ())
     batches = read_windows(tokenizer or reference, text, length, windows) or ()
-    found = qpass.evaluate(load(model).model, load(reference).model, batches)
+    pair = load(model).model, load(reference).model
+    with tracked("compare with the reference", batches) as following:
+        found = qpass.evaluate(*pair, following)
     failed = gates.failures(limits, found)
     if as_json:
         emit({"quality": found, "gate": failed}, as_json=True)
     else:
-        tables = {"quality": quality_table("quality", {model: found}), "sites": sites_table(found)}
+        tables = {"quality": quality_table("quality", {model: found})}
+        if found.sites:
+            tables["sites"] = _worst(sites_table(found))
         emit(tables, as_json=False)
     for why in failed:
         sys.stderr.write(f"qpass: gate failed: {why}\n")
     if failed:
         raise typer.Exit(gates.FAILED)
+
+
+def _worst(sites: Table) -> Table:
+    """The first rows: those that lose most."""
+    from qpass.report import Table
+
+    if len(sites.rows) <= SHOWN:
+        return sites
+    title = f"{sites.title}: the {SHOWN} worst of {len(sites.rows)}, --json has all"
+    return Table(title, sites.columns, sites.rows[:SHOWN])

@@ -6,15 +6,16 @@ import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, final
 
 import typer
 
 from qpass.cli import gates
 from qpass.cli.output import AsJson, check_folder, emit
 from qpass.cli.source import Model, load
-from qpass.cli.text import Length, Tokenizer, Windows, read_windows
+from qpass.cli.text import Length, Tokenizer, Windows, read_windows, tracked
 from qpass.errors import BadInput
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def quantize(
 ) -> None:
     """Rotate, quantize and save a model; with --gate, save it only if it is good enough."""
     import qpass
-    from qpass.plan import Recipe
+    from qpass.plan import Plan, Recipe
     from qpass.targets.checkpoint import check_room
+    from qpass.verify.sites import state_megabytes
 
     # whatever can be wrong is looked at before the first long step
     wanted = {"recipe": recipe, **_changes(changes or ())}
@@ -63,15 +65,20 @@ def quantize(
     check_folder(output.absolute().parent)
     batches = read_windows(tokenizer or model, calibration, length, windows)
     measured = read_windows(tokenizer or model, text, length, windows)
+    carried_out = None if plan is None else Plan.load(plan)
     loaded = load(model)
+    before = state_megabytes(loaded.model)
     done = qpass.quantize(
-        loaded.model, wanted, calibration=batches, inputs=loaded.inputs, plan=plan
+        loaded.model, wanted, calibration=batches, inputs=loaded.inputs, plan=carried_out
     )
-    found = None if measured is None else qpass.evaluate(done, load(model).model, measured)
+    found = None
+    if measured is not None:
+        with tracked("compare with the model", measured) as following:
+            found = qpass.evaluate(done, load(model).model, following)
     failed = [] if found is None else gates.failures(limits, found)
     if not failed:
         qpass.save(done, output)
-    _report(output, done, found, failed, as_json=as_json)
+    _report(_Result(output, done, before, found, failed), as_json=as_json)
     if failed:
         raise typer.Exit(gates.FAILED)
 
@@ -104,26 +111,55 @@ def _merge(into: dict[str, object], more: Mapping[str, object]) -> None:
             into[key] = value
 
 
-def _report(
-    output: Path,
-    model: nn.Module,
-    found: Evaluation | None,
-    failed: Sequence[str],
-    *,
-    as_json: bool,
-) -> None:
+@final
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What came of it: the model, how large it was in float, and how good it is."""
+
+    output: Path
+    model: nn.Module
+    before: float
+    found: Evaluation | None
+    failed: Sequence[str]
+
+
+def _report(result: _Result, *, as_json: bool) -> None:
+    from qpass.report import Table
     from qpass.report.quality import quality_table
+    from qpass.report.table import collapsed
+    from qpass.targets.record import record_of
     from qpass.verify.sites import state_megabytes
 
-    size = state_megabytes(model)
+    plan = record_of(result.model).plans[-1]
+    output, found, failed = result.output, result.found, result.failed
+    size = state_megabytes(result.model)
+    declined = Table("declined", ("where", "why"), tuple((d.where, d.why) for d in plan.declined))
     if as_json:
-        saved = None if failed else output
-        result = {"output": saved, "megabytes": size, "quality": found, "gate": failed}
-        emit(result, as_json=True)
+        counts = {"quantized": len(plan.quantized), "rotated": len(plan.rotated)}
+        facts = {
+            "output": None if failed else output,
+            "megabytes": size,
+            "float_megabytes": result.before,
+            **counts,
+            "online": len(plan.online),
+            "declined": declined,
+            "quality": found,
+            "gate": failed,
+        }
+        emit(facts, as_json=True)
     else:
+        tables: dict[str, object] = {}
+        if declined.rows:
+            tables["declined"] = collapsed(declined, declined.columns)
         if found is not None:
-            emit({"quality": quality_table("quality", {output.name: found})}, as_json=False)
+            tables["quality"] = quality_table("quality", {output.name: found})
+        tables["size"] = f"{size:.4g} MB of weights instead of {result.before:.4g} MB"
+        tables["plan"] = (
+            f"{len(plan.quantized)} weights in integers, {len(plan.rotated)} regions rotated, "
+            f"{len(plan.online)} rotations online"
+        )
         if not failed:
-            emit({"saved": f"{output}: {size:.1f} MB of weights"}, as_json=False)
+            tables["saved"] = f"saved: {output}"
+        emit(tables, as_json=False)
     for why in failed:
         sys.stderr.write(f"qpass: gate failed, {output} is not written: {why}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,22 @@ Windows = Annotated[int, typer.Option(min=1, help="At most so many windows, even
 Tokenizer = Annotated[
     str | None, typer.Option(help="Where the tokenizer is, if not beside the model.")
 ]
+
+
+@contextmanager
+def tracked(step: str, batches: Sequence[Tensor]) -> Generator[Iterator[Tensor]]:
+    """The batches, one after the other, with a bar on a terminal that says how far they are."""
+    from qpass.report import progress
+
+    with progress() as advance:
+
+        def following() -> Iterator[Tensor]:
+            for done, batch in enumerate(batches):
+                advance(step, done, len(batches))
+                yield batch
+            advance(step, len(batches), len(batches))
+
+        yield following()
 
 
 def read_windows(

@@ -26,8 +26,12 @@ def folder(tmp_path: Path) -> str:
 
 def test_what_is_written_loads_and_computes(folder: str, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out" / "small"
-    assert run(["quantize", folder, "-r", "w8a16", "-o", str(output)]) == 0
-    assert "MB of weights" in capsys.readouterr().out
+    assert run(["quantize", folder, "-r", "w8a8", "-o", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert "MB of weights instead of" in out
+    # 7 in each of 2 layers, the head and the embedding
+    assert "16 weights in integers, 3 regions rotated, 2 rotations online" in out
+    assert "declined" not in out
     small, large = qpass.load(output), specimen("llama_tied").build(0).to(torch.float32)
     ids = specimen("llama_tied").inputs()["input_ids"]
     with torch.no_grad():
@@ -41,11 +45,23 @@ def test_a_field_of_the_recipe_can_be_set(folder: str, tmp_path: Path, capsys) -
     options = ["-r", "w8a16", "--set", "weight.scale_format=float16"]
     options += [f"--set={change}" for change in changes]
     assert run(["quantize", folder, *options, "-o", str(tmp_path / "out"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "out")
+    found = json.loads(capsys.readouterr().out)
+    assert found["output"] == str(tmp_path / "out")
+    assert found["megabytes"] < found["float_megabytes"]
+    assert (found["quantized"], found["rotated"], found["declined"]) == (15, 0, [])
     head = qpass.load(tmp_path / "out").get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     layers = [m for m in qpass.load(tmp_path / "out").modules() if isinstance(m, QuantizedLinear)]
     assert {(layer.bits, layer.in_features // layer.groups) for layer in layers} == {(4, 8)}
+
+
+def test_what_stays_float_is_said_once_for_all_layers(folder: str, tmp_path: Path, capsys) -> None:
+    changes = ("weight.format=int4", "weight.block=24", "weight.scale_format=float16")
+    options = [f"--set={change}" for change in (*changes, "rotation=off")]
+    assert run(["quantize", folder, "-r", "w8a16", *options, "-o", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not a multiple of the block 24") == 1
+    assert "model.layers.*.mlp.down_proj.weight" in out
 
 
 @pytest.mark.parametrize(

