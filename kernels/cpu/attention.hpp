@@ -96,8 +96,8 @@ void few_rows(const Work<V>& w, int64_t row, int64_t key, int64_t count) {
   typename V::T shrink[R];
   each_type<V>(
       c.type, QPASS_STEP(auto type) {
-        score_rows<V, R, type.value>(w, row, c.key.at(w.batch, w.group, key), v.low / 4 * 4,
-                                     v.high);
+        score_rows<V, R, type.value>(w, row, c.key.at(w.batch, w.group, key),
+                                     c.value.at(w.batch, w.group, key), v.low / 4 * 4, v.high);
         for (int64_t r = 0; r < R; ++r) {
           shrink[r] = weigh(w, row + r, key, v.word[r], v.low / 16, (v.high + 15) / 16,
                             w.weights + r * kKeys);
@@ -105,6 +105,19 @@ void few_rows(const Work<V>& w, int64_t row, int64_t key, int64_t count) {
         add_values<V, R, type.value>(w.weights, v.low, v.high, c.value.data,
                                      c.value.at(w.batch, w.group, key), c.value.row, c.e, shrink,
                                      w.out + row * w.out_width, w.out_width);
+      });
+}
+
+// asks for the first block of keys
+template <class V>
+void fetch_keys(const Work<V>& w) {
+  const Attention& c = w.c;
+  const int64_t count = w.end_key - w.first_key < kKeys ? w.end_key - w.first_key : kKeys;
+  if (count <= 0 || !seen(w, 0, w.first_key, count)) return;
+  const int64_t at = c.key.at(w.batch, w.group, w.first_key);
+  each_type<V>(
+      c.type, QPASS_STEP(auto type) {
+        for (int64_t k = 0; k < count; ++k) fetch<type.value>(c.key.data, at + k * c.key.row, c.d);
       });
 }
 
@@ -207,6 +220,7 @@ void attend(const Attention& c, const Part& part, void* memory) {
       w.end_key = w.end_key < last ? w.end_key : last;
     }
     const bool few = c.rows() <= kFewRows;
+    if (few) fetch_keys(w);
     begin(w, few ? w.rows : in_tiles(w.rows, V::kRows));
     for (int64_t key = w.first_key; key < w.end_key; key += kKeys) {
       const int64_t count = w.end_key - key < kKeys ? w.end_key - key : kKeys;

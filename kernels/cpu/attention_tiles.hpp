@@ -11,7 +11,7 @@ namespace {
 constexpr int kKeys = 64;
 constexpr int kVectors = kKeys / 16;
 // up to so many rows share keys that are not transposed
-constexpr int64_t kFewRows = 12;
+constexpr int64_t kFewRows = 8;
 
 // What one part of a call works with. A row is a query of one head; rows are numbered query by
 // query.
@@ -79,7 +79,7 @@ typename V::T weigh(const Work<V>& w, int64_t row, int64_t key, uint64_t word, i
     if (added) x = V::plus(x, V::read(c.mask_type, c.mask.data, at + 16 * v, count - 16 * v));
     const uint32_t bits = static_cast<uint32_t>(word >> (16 * v)) & 0xffffu;
     if (bits != 0xffffu) x = V::choose(bits, x, nothing);
-    V::store(scores + 16 * v, x);
+    if (added || bits != 0xffffu) V::store(scores + 16 * v, x);
     largest = V::larger(largest, x);
   }
   const T before = w.top[row];
@@ -179,15 +179,29 @@ void score_transposed(const Work<V>& w, int64_t row, int low, int high) {
   some(Constant<1>{});
 }
 
+// asks for `count` numbers from memory
+template <Float F>
+QPASS_INLINE void fetch(const void* p, int64_t i, int64_t count) {
+  constexpr int64_t size = F == Float::f32 ? 4 : F == Float::f64 ? 8 : 2;
+  const char* from = static_cast<const char*>(p) + i * size;
+  for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(from + byte);
+}
+
 // scores of R rows for the keys low .. high of a block as they lie, four at a time
 template <class V, int R, Float F>
-void score_rows(const Work<V>& w, int64_t row, int64_t at, int low, int high) {
+void score_rows(const Work<V>& w, int64_t row, int64_t at, int64_t value_at, int low, int high) {
   const Attention& c = w.c;
   const typename V::T* query = w.query + row * w.query_width;
   for (int k = low; k < high; k += 4) {
     // behind the last key it is read again, to be ignored
     int64_t from[4];
     repeat<4>(QPASS_STEP(auto j) { from[j] = at + (k + j < high ? k + j : high - 1) * c.key.row; });
+    // a cache comes from memory, row by row: ahead of time these keys of the next block, and the
+    // values of this one
+    for (int j = 0; j < 4; ++j) {
+      fetch<F>(c.key.data, at + (k + j + kKeys) * c.key.row, c.d);
+      fetch<F>(c.value.data, value_at + (k + j) * c.value.row, c.e);
+    }
     typename V::Vec sum[R][4];
     repeat<R>(QPASS_STEP(auto r) { repeat<4>(QPASS_STEP(auto j) { sum[r][j] = V::splat(0); }); });
     for (int64_t i = 0; i < c.d; i += 16) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 import qpass.ops as ops
 from qpass.ops.library import specification
@@ -39,6 +40,7 @@ LIMITS = {
     "codes of a rotation": 1e-2,
     "bfloat16": 2e-2,
     "float32": 1e-4,
+    "attention": 1e-5,
 }
 
 # (out_features, in_features): the layers and the head of a small model, and one of a large model
@@ -46,6 +48,14 @@ LAYERS = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (2048, 8192))
 ROWS = (1, 4, 16, 128, 512)
 # width = order of the factor x power of two
 ROTATIONS = ((576, 36, 16), (576, 9, 64), (1536, 12, 128), (8192, 1, 8192))
+# query heads, key heads, queries, keys, width; queries are the last ones of the keys, and a cache
+# has room for more
+ATTENTIONS = (
+    (9, 3, 512, 544, 64),
+    (9, 3, 1, 544, 64),
+    (32, 8, 512, 512, 128),
+    (32, 8, 1, 4096, 128),
+)
 # a dense rotation of a larger width takes seconds
 LARGEST_MATRIX = 2048
 
@@ -248,6 +258,37 @@ def rotation_variants(
     return found
 
 
+def attention_variants(
+    h: int, g: int, t: int, s: int, d: int, generator: torch.Generator
+) -> list[Variant]:
+    """A cache that is full for one query, and has room for the last of several; cold for one."""
+    seen = torch.arange(s) <= torch.arange(t)[:, None] + (s - 1 if t == 1 else 0)
+    mask = seen[None, None]
+    q = torch.randn(1, t, h, d, generator=generator).transpose(1, 2)
+    k = torch.randn(1, g, s, d, generator=generator)
+    v = torch.randn(1, g, s, d, generator=generator)
+    size = 2 * k.numel() * k.element_size()
+    several = [(k.clone(), v.clone()) for _ in range(max(1, COLD_BYTES // size) if t == 1 else 1)]
+    wide = specification("attention")(q.double(), k.double(), v.double(), mask, False, d**-0.5)
+    limit, operations = LIMITS["attention"], 4 * h * d * int(seen.sum())
+
+    def kernel(k: Tensor, v: Tensor) -> Tensor:
+        return ops.attention(q, k, v, mask, False, d**-0.5)
+
+    def grouped(k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+
+    def repeated(k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+        return scaled_dot_product_attention(q, k, v, mask)
+
+    found: list[Variant] = []
+    for name, f in (("attention", kernel), ("torch", grouped), ("torch repeated", repeated)):
+        calls = tuple(functools.partial(f, *pair) for pair in several)
+        found.append(Variant(name, calls, wide, limit, size, operations))
+    return found
+
+
 def commit() -> str:
     """The commit measured, with a mark if the tree differs from it."""
     root = Path(__file__).parents[2]
@@ -298,6 +339,10 @@ def main(arguments: list[str] | None = None) -> None:
             for m in options.rows:
                 variants = rotation_variants(n, order, power, m, generator)
                 results += measure(f"{m} x {order} * {power}", variants, options.seconds)
+        for h, g, t, s, d in ATTENTIONS:
+            variants = attention_variants(h, g, t, s, d, generator)
+            name = f"{t} x {s} of {h}/{g} x {d}"
+            results += measure(name, variants, options.seconds)
     show(console, results)
     if options.json is not None:
         record = {

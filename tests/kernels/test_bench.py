@@ -25,6 +25,7 @@ def test_all_variants_agree_and_the_record_is_complete(
 ) -> None:
     monkeypatch.setattr(kernels, "COLD_BYTES", 2**16)
     monkeypatch.setattr(kernels, "ROTATIONS", ((48, 3, 16),))
+    monkeypatch.setattr(kernels, "ATTENTIONS", ((4, 2, 1, 20, 8), (4, 2, 9, 20, 8)))
     path = tmp_path / "bench.json"
     threads = ["--threads", str(torch.get_num_threads())]
     shape = ["--layers", "33x64", "--rows", "1", "20"]
