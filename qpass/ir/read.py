@@ -41,6 +41,12 @@ def argument(node: fx.Node, name: str) -> object:
     raise TypeError(f"{node.format_node()}: {op} has no argument {name!r}")
 
 
+def has(node: fx.Node, name: str) -> bool:
+    """Whether the operator of a call has an argument called `name`."""
+    op = operator(node)
+    return op is not None and any(declared.name == name for declared in op._schema.arguments)
+
+
 def plain_arguments(node: fx.Node) -> tuple[object, ...]:
     """The positional arguments of a call that has no schema."""
     return node.args
@@ -66,6 +72,14 @@ def values(node: fx.Node, name: str) -> tuple[fx.Node, ...]:
     if not all(isinstance(item, fx.Node) for item in found):
         raise TypeError(f"{node.format_node()}: {name} is {found!r}, not a list of graph values")
     return tuple(cast("Sequence[fx.Node]", found))
+
+
+def optional_values(node: fx.Node, name: str) -> tuple[fx.Node | None, ...]:
+    """The graph values passed as the list `name`, whose items may be None."""
+    found = cast("Sequence[object]", argument(node, name))
+    if not all(item is None or isinstance(item, fx.Node) for item in found):
+        raise TypeError(f"{node.format_node()}: {name} is {found!r}, not a list of graph values")
+    return tuple(cast("Sequence[fx.Node | None]", found))
 
 
 def integer(node: fx.Node, name: str) -> int:

@@ -26,7 +26,17 @@ NUMBERS = st.sampled_from((-2.5, 0.5, 3.0))
     aten.sin.default,
     aten.abs.default,
     aten.mish.default,
-    aten.hardswish.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.square.default,
+    aten.sign.default,
+    aten.expm1.default,
+    aten.log_sigmoid.default,
+    aten.erf.default,
+    aten.atan.default,
+    aten.sinh.default,
+    aten.asinh.default,
+    aten.softshrink.default,
     aten.relu.default,
     aten.neg.default,
     aten.contiguous.default,
@@ -40,9 +50,46 @@ def _unary(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, shape(draw)),))
 
 
-@draws(aten.rsqrt.default, aten.sqrt.default, aten.reciprocal.default)
+@draws(
+    aten.rsqrt.default,
+    aten.sqrt.default,
+    aten.reciprocal.default,
+    aten.log.default,
+    aten.log1p.default,
+)
 def _positive(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, shape(draw), positive=True),))
+
+
+@draws(aten.hardswish.default, aten.hardsigmoid.default, aten.relu6.default)
+def _bounded(draw: Draw, target: Any) -> Call:
+    return Call(target, (9 * tensor(draw, shape(draw)),))
+
+
+@draws(aten.logit.default)
+def _logit(draw: Draw, target: Any) -> Call:
+    return Call(target, (tensor(draw, shape(draw)), 0.1))
+
+
+@draws(aten.maximum.default, aten.minimum.default)
+def _extreme(draw: Draw, target: Any) -> Call:
+    full = shape(draw)
+    return Call(target, (tensor(draw, full), tensor(draw, narrowed(draw, full))))
+
+
+@draws(aten.rsub.Scalar)
+def _subtract_from(draw: Draw, target: Any) -> Call:
+    number = draw(st.sampled_from((0, 1, 2.5, -1.0)))
+    return Call(target, (tensor(draw, shape(draw)), number))
+
+
+@draws(aten.linalg_vector_norm.default)
+def _length(draw: Draw, target: Any) -> Call:
+    full = shape(draw, 1)
+    dims = draw(st.lists(st.integers(0, len(full) - 1), unique=True, min_size=1, max_size=2))
+    order = draw(st.sampled_from((2, 2, 1, 3.0)))
+    dims = draw(st.sampled_from((None, dims, dims)))
+    return Call(target, (tensor(draw, full), order, dims, draw(st.booleans())))
 
 
 @draws(aten.gelu.default)
@@ -170,6 +217,14 @@ def _mm(draw: Draw, target: Any) -> Call:
 def _bmm(draw: Draw, target: Any) -> Call:
     b, m, k, n = shape(draw, 4, 4)
     return Call(target, (tensor(draw, (b, m, k)), tensor(draw, (b, k, n))))
+
+
+@draws(aten.baddbmm.default)
+def _baddbmm(draw: Draw, target: Any) -> Call:
+    b, m, k, n = shape(draw, 4, 4)
+    kwargs = {"alpha": draw(NUMBERS), "beta": draw(NUMBERS)} if draw(st.booleans()) else {}
+    operands = (tensor(draw, s) for s in (narrowed(draw, (b, m, n)), (b, m, k), (b, k, n)))
+    return Call(target, tuple(operands), kwargs)
 
 
 @draws(aten.matmul.default)

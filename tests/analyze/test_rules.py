@@ -15,13 +15,13 @@ from qpass.analyze.solution import Solution, collect
 from qpass.ir import Program
 from qpass.rotations import Group
 from qpass.rotations.elements import contains
-from tests.analyze import draw_indexing, draw_masks, draw_products, draw_views
+from tests.analyze import draw_along, draw_indexing, draw_masks, draw_products, draw_views
 from tests.analyze.calls import Call
 from tests.analyze.changes import Change, element
 from tests.analyze.draws import DRAWS, calls
 
 # each of these says how its operators are drawn
-__all__ = ["draw_indexing", "draw_masks", "draw_products", "draw_views"]
+__all__ = ["draw_along", "draw_indexing", "draw_masks", "draw_products", "draw_views"]
 
 aten = torch.ops.aten
 

@@ -16,6 +16,8 @@ from qpass.rotations import Group
 
 aten = torch.ops.aten
 
+_HOMOGENEOUS = (Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+
 
 @rule(
     aten.silu.default,
@@ -29,6 +31,16 @@ aten = torch.ops.aten
     aten.elu.default,
     aten.mish.default,
     aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.relu6.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.square.default,
+    aten.log.default,
+    aten.log1p.default,
+    aten.expm1.default,
+    aten.log_sigmoid.default,
+    aten.logit.default,
 )
 def _nonlinear(node: fx.Node, c: Constraints) -> None:
     _unary(node, c, Group.PERMUTATION)
@@ -36,10 +48,20 @@ def _nonlinear(node: fx.Node, c: Constraints) -> None:
 
 @rule(aten.relu.default, aten.leaky_relu.default, aten.abs.default)
 def _homogeneous(node: fx.Node, c: Constraints) -> None:
-    _unary(node, c, Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+    _unary(node, c, *_HOMOGENEOUS)
 
 
-@rule(aten.tanh.default, aten.sin.default, aten.reciprocal.default)
+@rule(
+    aten.tanh.default,
+    aten.sin.default,
+    aten.erf.default,
+    aten.atan.default,
+    aten.sinh.default,
+    aten.asinh.default,
+    aten.softshrink.default,
+    aten.sign.default,
+    aten.reciprocal.default,
+)
 def _odd(node: fx.Node, c: Constraints) -> None:
     _unary(node, c, Group.PERMUTATION, Group.SIGNS)
 
@@ -55,7 +77,7 @@ def _power(node: fx.Node, c: Constraints) -> None:
 def _clamp(node: fx.Node, c: Constraints) -> None:
     low, high = read.argument(node, "min"), read.argument(node, "max")
     if (low, high) in ((0, None), (None, 0)):
-        _unary(node, c, Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
+        _unary(node, c, *_HOMOGENEOUS)
     elif isinstance(low, int | float) and isinstance(high, int | float) and low == -high:
         _unary(node, c, Group.PERMUTATION, Group.SIGNS)
     else:
@@ -70,6 +92,45 @@ def _unary(node: fx.Node, c: Constraints, *groups: Group) -> None:
     for axis in c.layout(source):
         c.limit(axis, f"{read.target_name(node)} acts on each entry", *groups)
     c.give(node, c.layout(source))
+
+
+@rule(aten.maximum.default, aten.minimum.default)
+def _extreme(node: fx.Node, c: Constraints) -> None:
+    left, right = read.value(node, "self"), read.value(node, "other")
+    if not _real(left, right):
+        _pin_both(node, c, "is compared with integers")
+        return
+    out = merge(c, c.layout(left), c.layout(right), constant="one value meets every entry")
+    for axis in out:
+        c.limit(axis, "the larger or smaller entry is taken", *_HOMOGENEOUS)
+    c.give(node, out)
+
+
+@rule(aten.rsub.Scalar)
+def _subtract_from(node: fx.Node, c: Constraints) -> None:
+    source = read.value(node, "self")
+    if read.number(node, "other") != 0.0:
+        for axis in c.layout(source):
+            c.limit(axis, "a constant is added to every entry", Group.ORTHOGONAL_ONES)
+    c.give(node, c.layout(source))
+
+
+@rule(aten.linalg_vector_norm.default)
+def _length(node: fx.Node, c: Constraints) -> None:
+    source = read.value(node, "self")
+    layout = c.layout(source)
+    given = cast("Sequence[int] | None", read.argument(node, "dim"))
+    dims = {int(d) % len(layout) for d in (range(len(layout)) if given is None else given)}
+    euclidean = read.number(node, "ord") == 2.0
+    for dim, axis in enumerate(layout):
+        if dim not in dims:
+            c.limit(axis, "a length is taken of each row", *_HOMOGENEOUS)
+            continue
+        kept = [Group.ORTHOGONAL] if euclidean else [Group.PERMUTATION, Group.SIGNS]
+        c.limit(axis, "a length is taken of it", *kept)
+        c.mix(layout, dim)
+    keep = read.argument(node, "keepdim") is True
+    c.give(node, [() if d in dims else a for d, a in enumerate(layout) if keep or d not in dims])
 
 
 @rule(aten.neg.default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -58,7 +57,7 @@ def _looked_up(node: fx.Node, c: Constraints) -> _LookedUp:
     layout = c.layout(read.value(node, "self"))
     taken: list[int] = []
     dim, count = 0, 0
-    for index in cast("Sequence[fx.Node | None]", read.argument(node, "indices")):
+    for index in read.optional_values(node, "indices"):
         if index is None:
             dim += 1
             continue

@@ -14,6 +14,7 @@ from qpass.rotations import Group
 aten = torch.ops.aten
 
 _CONSTANT = "one value is added to every entry"
+_MEETS = "each entry of one meets the same entry of the other"
 
 
 @rule(aten.linear.default)
@@ -38,6 +39,17 @@ def _addmm(node: fx.Node, c: Constraints) -> None:
     c.give(node, merge(c, out, c.layout(added), constant=_CONSTANT))
 
 
+@rule(aten.baddbmm.default)
+def _baddbmm(node: fx.Node, c: Constraints) -> None:
+    left, right = read.value(node, "batch1"), read.value(node, "batch2")
+    a, b = c.layout(left), c.layout(right)
+    _contract(left, right, c)
+    for axis in (a[0], b[0]):
+        c.limit(axis, _MEETS, Group.PERMUTATION)
+    out = (*merge(c, a[:1], b[:1], constant=None), a[1], b[2])
+    c.give(node, merge(c, out, c.layout(read.value(node, "self")), constant=_CONSTANT))
+
+
 @rule(aten.mm.default, aten.bmm.default, aten.matmul.default)
 def _matmul(node: fx.Node, c: Constraints) -> None:
     names = ("self", "other") if node.target is aten.matmul.default else ("self", "mat2")
@@ -48,8 +60,8 @@ def _matmul(node: fx.Node, c: Constraints) -> None:
     columns: Layout = b[-1:] if len(b) > 1 else ()
     for x, y in zip(reversed(a[:-2]), reversed(b[:-2]), strict=False):
         if x and y:
-            c.limit(x, "each entry of one meets the same entry of the other", Group.PERMUTATION)
-            c.limit(y, "each entry of one meets the same entry of the other", Group.PERMUTATION)
+            c.limit(x, _MEETS, Group.PERMUTATION)
+            c.limit(y, _MEETS, Group.PERMUTATION)
     batch = merge(c, a[:-2], b[:-2], constant=None)
     c.give(node, (*batch, *rows, *columns))
 
