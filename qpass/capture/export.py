@@ -13,6 +13,7 @@ from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from qpass.capture.biases import find_rigid
 from qpass.capture.call import Captured, Inputs, arguments, output_names
 from qpass.capture.clean import clean
 from qpass.capture.einsum import spell_out_einsums
@@ -165,6 +166,7 @@ def _program(exported: ExportedProgram, model: nn.Module) -> Program:
     write_numbers(program, sources.keys() - stored.keys())
     split_uses(program)
     find_owners(program, model, {name: name for name in sources if name in stored})
+    program.rigid = find_rigid(program, model)
     spell_out_einsums(program)
     lift(program)
     split_uses(program)

@@ -39,13 +39,15 @@ class Program:
 
     A tensor used twice has two placeholders, so each use can change on its own; two uses whose
     `Weight` values end equal share storage again. Placeholders that are not in `weights` are the
-    inputs, in order. Sources are shared with the model and never written to.
+    inputs, in order. Sources are shared with the model and never written to. `rigid` are the paths
+    of the modules that would not add a bias which they do not have yet.
     """
 
     graph: fx.Graph
     weights: dict[str, Weight]
     sources: Mapping[str, Tensor]
     owners: dict[str, Owner]
+    rigid: frozenset[str] = frozenset()
     _named: dict[str, fx.Node] = field(default_factory=dict[str, fx.Node], init=False, repr=False)
 
     @property
@@ -82,7 +84,8 @@ class Program:
 
     def clone(self) -> Program:
         """Copy the graph, with the same names; share the sources."""
-        return Program(copy(self.graph), dict(self.weights), self.sources, dict(self.owners))
+        weights, owners = dict(self.weights), dict(self.owners)
+        return Program(copy(self.graph), weights, self.sources, owners, self.rigid)
 
     def lint(self) -> None:
         """Raise unless the graph is well formed and every weight is a placeholder of it."""

@@ -1,0 +1,104 @@
+"""Do norms keep their gains and biases where a module could not hold what they become?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import qpass
+from tests.zoo import randomise
+
+WIDTH, ROWS = 12, 20
+LIMIT = 1e-12
+
+
+class Deaf(nn.Linear):
+    """A linear layer that would not add a bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight)
+
+
+class Spelled(nn.Linear):
+    """A linear layer with a code of its own, which adds a bias if there is one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = input @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class Reader(nn.Module):
+    """A residual block whose LayerNorm is read by `layer` in the way `read` says."""
+
+    def __init__(self, layer: nn.Module, read) -> None:
+        super().__init__()
+        self.norm, self.layer, self.read = nn.LayerNorm(WIDTH), layer, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.read(self.layer, self.norm(x))
+
+
+class Net(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.table, self.block = nn.Embedding(ROWS, WIDTH), block
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, ROWS)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.block(self.table(ids))))
+
+
+class Twice(nn.Module):
+    """One layer reads two norms; `same` says that the two are one."""
+
+    def __init__(self, *, same: bool) -> None:
+        super().__init__()
+        self.first = nn.LayerNorm(WIDTH)
+        self.second = self.first if same else nn.LayerNorm(WIDTH)
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.layer(self.first(x))
+        return x + self.layer(self.second(x))
+
+
+def _linear(**options) -> nn.Linear:
+    return nn.Linear(WIDTH, WIDTH, bias=False, **options)
+
+
+BLOCKS = {
+    "called": (lambda: Reader(_linear(), lambda m, y: m(y)), True),
+    "spelled": (lambda: Reader(Spelled(WIDTH, WIDTH, bias=False), lambda m, y: m(y)), True),
+    "deaf": (lambda: Reader(Deaf(WIDTH, WIDTH, bias=False), lambda m, y: m(y)), False),
+    "weight_alone": (
+        lambda: Reader(_linear(), lambda m, y: functional.linear(y, m.weight)),
+        False,
+    ),
+    "attention": (
+        lambda: Reader(
+            nn.MultiheadAttention(WIDTH, 3, bias=False, batch_first=True),
+            lambda m, y: m(y, y, y, need_weights=False)[0],
+        ),
+        False,
+    ),
+    "twice_one_norm": (lambda: Twice(same=True), True),
+    "twice_two_norms": (lambda: Twice(same=False), False),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_norm_folds_where_its_readers_can_hold_it(name: str) -> None:
+    build, folds = BLOCKS[name]
+    model = Net(build()).double()
+    randomise(model, 0)
+    ids = torch.arange(2 * 5).reshape(2, 5)
+    want = model.eval()(ids)
+    bias = next(m for m in model.block.modules() if isinstance(m, nn.LayerNorm)).bias
+    report = qpass.rotate(model, ids)
+    assert (model(ids) - want).abs().max() <= LIMIT * want.abs().max()
+    kept = next(m for m in model.block.modules() if isinstance(m, nn.LayerNorm)).bias
+    assert bool(kept.eq(0).all()) is folds
+    assert bool(kept.eq(bias).all()) is not folds
+    assert len(report.plan.rotated) + len(report.plan.online) > 0
