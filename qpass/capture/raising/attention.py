@@ -61,10 +61,11 @@ _SCORES = either(_SUM, _FILLED, _FUSED, _SCALED)
 def _raise_attention(program: Program, softmax: fx.Node) -> Note | None:
     """Replace `softmax(scale * q @ k^T + mask) @ v` by one operator."""
     where = read.module_path(softmax)
-    found = match(_SCORES, read.value(softmax, "self"))
+    found, readers = match(_SCORES, read.value(softmax, "self")), read.readers(softmax)
     if isinstance(found, Miss):
+        if not any(read.calls(reader, *_PRODUCTS) for reader in readers):
+            return None
         return Note(done=False, where=where, why=f"not attention: {found.why}")
-    readers = read.readers(softmax)
     if len(readers) != 1 or not read.calls(readers[0], *_PRODUCTS):
         return Note(
             done=False, where=where, why="the attention weights are used for more than a product"
