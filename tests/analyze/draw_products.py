@@ -126,9 +126,15 @@ def _binary(draw: Draw, target: Any) -> Call:
     if target in (aten.add.Tensor, aten.sub.Tensor) and draw(st.booleans()):
         kwargs = {"alpha": draw(NUMBERS)}
     left, right = tensor(draw, full), tensor(draw, narrowed(draw, full), positive=True)
-    kind = draw(st.sampled_from(("two", "swapped", "number", "twice")))
+    kind = draw(st.sampled_from(("two", "swapped", "number", "twice", "integers", "mask")))
+    if kind == "integers":
+        right = 1 + torch.arange(right.numel()).reshape(right.shape)
+    elif kind == "mask" and target in (aten.add.Tensor, aten.mul.Tensor):
+        right = right > 1
     if kind == "number":
         return Call(target, (left, draw(NUMBERS)), kwargs)
+    if kind == "integers" and draw(st.booleans()):
+        left, right = right, 0.5 + left.abs()
     if kind == "twice" and target is not aten.div.Tensor:
         return Call(target, (left, left), kwargs)
     pair = (right, left) if kind == "swapped" and target is not aten.div.Tensor else (left, right)

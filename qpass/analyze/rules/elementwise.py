@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import fx
 
+from qpass.analyze.atoms import Axis
 from qpass.analyze.constraints import Constraints
 from qpass.analyze.rules.base import rule
 from qpass.analyze.rules.broadcast import merge
@@ -147,8 +148,8 @@ def _add(node: fx.Node, c: Constraints) -> None:
                 c.limit(axis, "a constant is added to every entry", Group.ORTHOGONAL_ONES)
         c.give(node, c.layout(left))
         return
-    if not _real(left, right):
-        _pin_both(node, c, "is added to integers")
+    if not read.is_floating(node):
+        _pin_both(node, c, "is added as integers")
         return
     c.give(
         node,
@@ -162,21 +163,31 @@ def _multiply(node: fx.Node, c: Constraints) -> None:
     if right is None:
         c.give(node, c.layout(left))
         return
-    if not _real(left, right):
-        _pin_both(node, c, "is multiplied with integers")
+    if not read.is_floating(node):
+        _pin_both(node, c, "is multiplied as integers")
         return
     a, b = c.layout(left), c.layout(right)
     rank = max(len(a), len(b))
     a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
+    # integers have no basis; what is multiplied with or divided by them may still be scaled
+    mixed = not _real(left, right) and c.allows(Group.DIAGONAL)
+    if mixed and node.target is aten.div.Tensor:
+        mixed = _real(left) or c.allows(Group.SIGNS)
     what = "is multiplied entry by entry"
+    out: list[Axis] = []
     for x, y in zip(a, b, strict=True):
         # where the other operand has one entry, the product scales whole rows: any change commutes
+        if x and y and mixed:
+            out.append(x if _real(left) else y)
+            continue
         if x and y:
             c.limit(x, what, Group.PERMUTATION)
             c.limit(y, what, Group.PERMUTATION)
+            c.tie(x, y)
         elif y and node.target is aten.div.Tensor:
-            c.limit(y, "is divided by entry by entry", Group.PERMUTATION)
-    c.give(node, merge(c, a, b, constant=None))
+            c.limit(y, "is divided by entry by entry", Group.PERMUTATION, Group.SIGNS)
+        out.append(x or y)
+    c.give(node, out)
 
 
 @rule(aten.softmax.int, aten._softmax.default)
