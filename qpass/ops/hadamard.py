@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast, final
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,31 @@ def hadamard(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
     x `[..., n]`, signs `[n]`, factor an orthonormal `[m, m]`, H the orthonormal Sylvester matrix of
     order `power`, n a multiple of the block `m * power`. Computed in float32 (float64 for float64).
     """
+    if x.requires_grad and torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            # a graph with gradients takes operators that it can differentiate itself
+            return _specification(x, signs, factor, power)
+        return cast("Tensor", _Differentiable.apply(x, signs, factor, power))
     return torch.ops.qpass.hadamard.default(x, signs, factor, power)
+
+
+@final
+class _Differentiable(torch.autograd.Function):
+    """The transform with its gradient for `x`: the inverse, which is the transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(signs, factor)
+        ctx.power = power
+        return torch.ops.qpass.hadamard.default(x, signs, factor, power)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        signs, factor = ctx.saved_tensors
+        # H is symmetric: signs come last, and the factor turns around
+        ones, turned = torch.ones_like(signs), factor.mT.contiguous()
+        back = hadamard(gradients[0].contiguous(), ones, turned, ctx.power)
+        return back * signs.to(back.dtype), None, None, None
 
 
 def check_transform(n: int, signs: Tensor, factor: Tensor, power: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ def without_backward(
     return call
 
 
+def refusing_backward(output: Tensor) -> Tensor:
+    """`output`, which requires gradients now, but refuses them."""
+    anchor = torch.empty(0, requires_grad=True, device="cpu")
+    return cast("tuple[Tensor]", _NoBackward.apply(anchor, output))[0]
+
+
 @final
 class _NoBackward(torch.autograd.Function):
     @staticmethod
@@ -37,6 +43,7 @@ class _NoBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         raise Unsupported(
-            "a quantized graph has no backward: its weights are integers\n"
-            "  run it under torch.no_grad(), or call model.train() to compile it for training"
+            "a quantized model has no backward: its weights are integers\n"
+            "  run it under torch.no_grad(), or train the float model; "
+            "one that was only compiled trains after model.train()"
         )

@@ -104,6 +104,14 @@ class Blank(nn.Module):
             else:
                 self.register_buffer(name, empty)
 
+    @property
+    def weight(self) -> Tensor:
+        """Nothing: models that initialise what a checkpoint lacks look for it in their parts."""
+        empty = torch.empty(0, device="cpu")
+        # what transformers asks for before it writes to a tensor
+        vars(empty)["_is_hf_initialized"] = True
+        return empty
+
     def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The layer with these tensors, computing in `dtype` (None: as it was saved)."""
         form = self.form

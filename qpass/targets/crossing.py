@@ -20,7 +20,7 @@ from torch.nn.modules import module as everywhere
 
 from qpass.errors import StateError, Unsupported
 from qpass.targets.conventions import is_collector
-from qpass.targets.gates import Family, Gate, Seen, note
+from qpass.targets.gates import Family, Gate, Seen, is_traced, note
 from qpass.targets.trees import floats, mapped
 
 # an entry of a module's own dict, and one of the functions that stand in for a forward
@@ -110,6 +110,11 @@ def run_hooked(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, ob
     """Call a guarded module whose hooks must see original values."""
     if not HERE.inside:
         return type(module)._call_impl(module, *args, **kwargs)
+    if any(is_traced(tensor) for tensor in floats((args, kwargs))):
+        raise Unsupported(
+            f"{gate_of(module).path}: has hooks, which cannot be traced in a model that qpass "
+            "changed\n  remove them, trace the model, and register them again"
+        )
     outer = HERE.twins
     twins = HERE.twins = Twins(gate_of(module))
     args, kwargs = shown(twins, args, kwargs)
@@ -130,6 +135,8 @@ def begin(
     """
     check(gate.family)
     more = gate.family.asks_for_more(kwargs)
+    if more:
+        _guard_all(gate.family)
     if twins is None:
         return (*gate.enter(args, kwargs), more)
     args, kwargs = mapped((args, kwargs), lambda t: twins.take(t, leaving=False))
@@ -210,6 +217,13 @@ def guard(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of the forward of a module."""
     vars(module)[GATE] = gate
     vars(module)["forward"] = types.MethodType(_forward_of(type(module)), module)
+
+
+def _guard_all(family: Family) -> None:
+    """Guard every module that the graph knows, so that all that passes them is remembered."""
+    for module, gate in family.modules.items():
+        if gate.known and GATE not in vars(module) and "forward" not in vars(module):
+            guard(module, gate)
 
 
 def guarded_by(module: nn.Module) -> list[str]:

@@ -9,8 +9,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import cast, final
 
-import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from qpass.errors import StateError, Unsupported
 from qpass.targets.changes import SAME, Change, Door, merged
@@ -143,7 +144,7 @@ class Gate:
 
     def _clear(self, history: History, tensor: Tensor, *, leaving: bool) -> tuple[Change, ...]:
         if not isinstance(history, str):
-            if history and torch.compiler.is_compiling():
+            if history and is_traced(tensor):
                 raise Unsupported(
                     f"{self.path or 'the model'}: this call takes or returns values whose basis "
                     "qpass changed, and a traced graph cannot convert them\n"
@@ -263,10 +264,17 @@ def note(seen: Seen, tensor: Tensor, history: History) -> None:
 def place(tensor: Tensor) -> tuple[int, int]:
     """Where in memory a tensor lies and how wide its rows are: the same for rows of it."""
     width = tensor.shape[-1] if tensor.dim() else 1
-    if torch.compiler.is_compiling():
-        # what stands for a tensor has no memory
+    try:
+        where = tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        # what stands for a tensor while something is traced has no memory
         return id(tensor), width
-    return tensor.untyped_storage().data_ptr(), width if tensor.stride()[-1:] in ((1,), ()) else -1
+    return where, width if tensor.stride()[-1:] in ((1,), ()) else -1
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one that a traced graph will compute."""
+    return isinstance(tensor, FakeTensor | FunctionalTensor)
 
 
 def _kind(tensor: Tensor) -> tuple[int, int]:

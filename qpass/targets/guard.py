@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -68,6 +69,18 @@ def remove(model: nn.Module) -> None:
     for module in model.modules():
         for name in _ours(module):
             del vars(module)[name]
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Generator[None]:
+    """While open, the model is the changed one throughout, and its parts may be replaced."""
+    held = [(module, {n: vars(module)[n] for n in _ours(module)}) for module in model.modules()]
+    remove(model)
+    try:
+        yield
+    finally:
+        for module, entries in held:
+            vars(module).update(entries)
 
 
 def _ours(module: nn.Module) -> list[str]:

@@ -25,6 +25,7 @@ from qpass.ops import (
 )
 from qpass.ops.packing import unpack, untile
 from qpass.rotations import Transform
+from qpass.targets.backward import refusing_backward
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -228,6 +229,11 @@ class QuantizedLinear(_Quantized):
         return values.mT if self.transposed else values
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return refusing_backward(self._product(x.detach()))
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         online = self.online
         if self.activation_bits is None:
             return linear_real(x if online is None else online(x), self.packed, self.bias)

@@ -19,6 +19,7 @@ from qpass.capture.export import evaluating
 from qpass.capture.hush import hushed
 from qpass.errors import BadInput, CaptureFailed, Unsupported
 from qpass.ir import Note
+from qpass.targets.guard import suspended
 from qpass.targets.onnx_layers import FUSED_BLOCKS, NIBBLES, OPSET, standing_in
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ def write(call: Call, path: Path, accept: Callable[[Path], None] | None = None) 
     """
     check(path)
     _check_dtype(call.module)
-    with standing_in(call.module) as (module, notes), evaluating(module):
+    with (
+        suspended(call.module),
+        standing_in(call.module) as (module, notes),
+        evaluating(module),
+    ):
         model = _exported(call, module)
     linears, fusible = _finish(model)
     try:

@@ -250,3 +250,15 @@ def test_every_pair_of_signs_is_covered() -> None:
     kinds = {(bits, offsets) for bits, _, offsets in KINDS}
     assert kinds == set(itertools.product((4, 8), (True, False)))
     assert tile(torch.ones(1, 1)).dtype is torch.float16
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_transform_has_gradients(compiled: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 24, dtype=torch.float64, generator=generator, requires_grad=True)
+    signs = torch.where(torch.arange(24) % 3 == 0, -1.0, 1.0).double()
+    factor = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))[0]
+    call = torch.compile(ops.hadamard, backend="eager") if compiled else ops.hadamard
+    assert torch.autograd.gradcheck(lambda x: call(x, signs, factor, 4), x)
+    with torch.no_grad():
+        assert torch.allclose(call(x, signs, factor, 4), ops.hadamard(x, signs, factor, 4))

@@ -41,7 +41,7 @@ def relative(want: Tensor, got: Tensor) -> float:
     """How far a tensor is from another, as a share of it."""
     assert want.shape == got.shape
     assert want.dtype == got.dtype
-    want, got = want.double(), got.double()
+    want, got = want.detach().double(), got.detach().double()
     return float((want - got).norm() / want.norm().clamp(min=1e-300))
 
 
