@@ -48,11 +48,11 @@ def notes(settings: Settings, qualities: Mapping[Row, Quality], onnx: str) -> tu
     return (
         f"quality: {found.windows} windows of {settings.length} tokens, evenly spaced over the "
         f"last {settings.tail} tokens of the text, no special tokens: {found.tokens} predicted "
-        f"tokens, {found.positions} positions; ± is one standard error over windows",
+        f"tokens, {found.positions} positions, in eager mode; ± is one standard error over windows",
         f"speed: {settings.length} tokens read with the last position's logits, then "
         f"{settings.new_tokens} written one by one into a static cache, batch 1, "
         f"{torch.get_num_threads()} threads, models in turn, medians of {settings.repetitions}; "
-        "float32 is eager, recipes run through torch.compile(backend='qpass')",
+        "float32 is eager, the rest compiled, recipes by torch.compile(backend='qpass')",
         *(f"{name}: {formats}" for name, formats in chosen.items()),
         f"kernels: {native.load().text()}",
         f"onnx: {onnx}",

@@ -70,12 +70,7 @@ def save(row: Row, settings: Settings, folder: Path) -> None:
 
 def load(row: Row, folder: Path) -> hf.PreTrainedModel:
     """What `save` wrote, as it is evaluated."""
-    if row.recipe is not None:
-        return qpass.load(folder)
-    model = load_model(folder)
-    if row.compiler is not None:
-        model.compile(backend=row.compiler)
-    return model
+    return load_model(folder) if row.recipe is None else qpass.load(folder)
 
 
 def compiled(row: Row, settings: Settings) -> hf.PreTrainedModel:
