@@ -25,6 +25,7 @@ from qpass.ops import (
 )
 from qpass.ops.packing import unpack, untile
 from qpass.rotations import Transform
+from qpass.runtime import native
 from qpass.targets.backward import refusing_backward
 
 
@@ -34,7 +35,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Fixed(nn.Module):
-    """A module whose buffers keep their types when it is cast."""
+    """A module of qpass's operators, whose buffers keep their types when it is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # the operators run on plain PyTorch until somebody loads the kernels
+        native.load()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from qpass.ops import pack_linear
 from qpass.rotations import Transform
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
 
+ROOT = Path(__file__).parents[2]
 N, K = 19, 24
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TURN = Transform("hadamard", K, seed=3)
@@ -173,3 +177,23 @@ def test_it_can_be_compiled_and_exported(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(compiled(x), want)
         assert torch.equal(exported(x), want)
+
+
+LOADED = """
+import sys
+from qpass.rotations import Transform
+from qpass.runtime import native
+from qpass.targets.layers import OnlineTransform
+import torch
+before = native.load.cache_info().currsize
+OnlineTransform(Transform("hadamard", 8), torch.float32)
+print(before, native.load.cache_info().currsize)
+"""
+
+
+def test_a_layer_brings_the_kernels() -> None:
+    # a process that only loads a checkpoint asks for nothing else that would
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["0", "1"]
