@@ -149,8 +149,10 @@ def _report(result: _Result, *, as_json: bool) -> None:
         emit(facts, as_json=True)
     else:
         tables: dict[str, object] = {}
-        if declined.rows:
-            tables["declined"] = collapsed(declined, declined.columns)
+        # why regions do not rotate is what `qpass inspect` explains; here it is what stays float
+        kept = tuple(row for row in declined.rows if not str(row[1]).startswith("not rotated"))
+        if kept:
+            tables["declined"] = collapsed(Table("declined", declined.columns, kept), ("where",))
         if found is not None:
             tables["quality"] = quality_table("quality", {output.name: found})
         tables["size"] = f"{size:.4g} MB of weights instead of {result.before:.4g} MB"
