@@ -57,7 +57,9 @@ def build_layers(
         if (owner := after.owners.get(use)) is None:
             continue
         wanted = _Wanted.of(after, product, nodes, entries.get(after.site(use)))
-        if wants.setdefault(owner.module, (use, wanted))[1] != wanted:
+        _, first = wants.setdefault(owner.module, (use, wanted))
+        # a module may hold several matrices, as long as nothing takes its place
+        if first != wanted and (first.changes or wanted.changes):
             raise Unsupported(
                 f"{owner.module}: is called twice and would have to differ between its calls\n"
                 "  leave its input and output unrotated"

@@ -64,6 +64,30 @@ class Twice(nn.Module):
         return x + self.layer(self.second(x))
 
 
+class Pair(nn.Module):
+    """Two matrices in one module, whose products are of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH)
+        self.up = nn.Parameter(torch.empty(WIDTH, 30))
+        self.down = nn.Parameter(torch.empty(30, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.norm(x) @ self.up).relu() @ self.down
+
+
+def test_a_module_that_holds_two_matrices_is_rotated() -> None:
+    model = Net(Pair()).double()
+    randomise(model, 0)
+    ids = torch.arange(2 * 5).reshape(2, 5)
+    want, up = model.eval()(ids), model.block.up.detach().clone()
+    report = qpass.rotate(model, ids)
+    assert report.plan.rotated
+    assert not torch.equal(model.block.up, up)
+    assert (model(ids) - want).abs().max() <= LIMIT * want.abs().max()
+
+
 def _linear(**options) -> nn.Linear:
     return nn.Linear(WIDTH, WIDTH, bias=False, **options)
 
