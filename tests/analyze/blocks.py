@@ -27,9 +27,16 @@ class Plain(nn.Module):
         self.up, self.down = linear(choice, WIDTH, 10), linear(choice, 10, WIDTH)
         self.gain = nn.Parameter(torch.ones(choice.choice((1, WIDTH))))
         self.scale = choice.choice((1.0, 0.5))
+        self.symbolic = choice.choice(("", "factor", "term"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.gain * self.down(self.act(self.up(self.norm(x) * self.scale)))
+        y = self.down(self.act(self.up(self.norm(x) * self.scale)))
+        # a size that is only known at run time, as a number
+        if self.symbolic == "factor":
+            y = y / x.shape[0]
+        elif self.symbolic == "term":
+            y = y + x.shape[0]
+        return x + self.gain * y
 
 
 @block

@@ -141,7 +141,7 @@ def _negate(node: fx.Node, c: Constraints) -> None:
 
 @rule(aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor)
 def _add(node: fx.Node, c: Constraints) -> None:
-    left, right = read.value(node, "self"), read.optional_value(node, "other")
+    left, right = read.value(node, "self"), _tensor(node, "other")
     if right is None:
         if read.number(node, "other") != 0.0:
             for axis in c.layout(left):
@@ -159,7 +159,7 @@ def _add(node: fx.Node, c: Constraints) -> None:
 
 @rule(aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.mul_.Tensor)
 def _multiply(node: fx.Node, c: Constraints) -> None:
-    left, right = read.value(node, "self"), read.optional_value(node, "other")
+    left, right = read.value(node, "self"), _tensor(node, "other")
     if right is None:
         c.give(node, c.layout(left))
         return
@@ -216,6 +216,12 @@ def _reduce(node: fx.Node, c: Constraints) -> None:
         node,
         [() if d in dims else axis for d, axis in enumerate(layout) if keep or d not in dims],
     )
+
+
+def _tensor(node: fx.Node, name: str) -> fx.Node | None:
+    """The tensor passed as `name`; None for a number, known or symbolic."""
+    found = read.optional_value(node, name)
+    return None if found is None or read.fake(found) is None else found
 
 
 def _real(*nodes: fx.Node) -> bool:
