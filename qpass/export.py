@@ -8,9 +8,10 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qpass.capture.call import Inputs, arguments
@@ -22,7 +23,7 @@ from qpass.ir import Note
 from qpass.registry import unknown
 from qpass.targets.layers import QuantizedLinear
 from qpass.targets.onnx_qdq import INSTALL, Call, OnnxReport, check, leaves, write
-from qpass.targets.onnx_run import Parity, compare, runnable
+from qpass.targets.onnx_run import Opened, Parity, compare, runnable
 
 QDQ = "qdq"
 TARGETS = (QDQ,)
@@ -72,6 +73,33 @@ def check_target(path: str | Path, target: str, verify: bool | None = None) -> N
 def onnx_parity(model: nn.Module, inputs: Inputs | None, path: str | Path) -> Parity:
     """How far ONNX Runtime, on the file at `path`, is from `model` on `inputs`."""
     return compare(_call(model, sample_call(model, inputs))[0], Path(path))
+
+
+@final
+class OnnxModel(nn.Module):
+    """What ONNX Runtime computes from the file that `export_onnx` wrote of `model`.
+
+    Called like the model; returns its outputs by name, such as `logits`, so that `qpass.evaluate`
+    can compare the two.
+    """
+
+    def __init__(self, model: nn.Module, path: str | Path) -> None:
+        super().__init__()
+        # not a submodule: the file stands for it
+        self._model = (model,)
+        self._opened = Opened(Path(path))
+
+    @property
+    def operators(self) -> Mapping[str, int]:
+        """How often each operator runs in ONNX Runtime's optimised graph."""
+        return self._opened.operators
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        model = self._model[0]
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        call, _ = _call(model, dict(bound.arguments))
+        feeds = dict(zip(call.inputs, leaves(dict(call.sample)), strict=True))
+        return dict(zip(call.outputs, self._opened(feeds), strict=True))
 
 
 def _verified(call: Call, file: Path) -> Parity:

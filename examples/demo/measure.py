@@ -24,6 +24,7 @@ from examples.demo.rows import (
 )
 from examples.demo.settings import Settings
 from examples.demo.store import Store
+from qpass.export import OnnxModel
 from qpass.hf.speed import Speed, measure
 from qpass.report import Progress, json_text, megabytes
 from qpass.verify import Evaluation, score_batches, summarize
@@ -93,19 +94,25 @@ def time_rows(
     return {name: Speed(**entry) for name, entry in entries.items()}
 
 
-def export(settings: Settings, store: Store, text: Tensor) -> str:
-    """Write the ONNX file of one row; say how far its outputs on `text [1, t]` are."""
+def export(settings: Settings, store: Store, texts: Tensor) -> str:
+    """Write the ONNX file of one row; say how far what it computes on `texts [m, t]` is."""
     model = load(EXPORTED, weights(EXPORTED, settings, store))
+    text = texts[:1]
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        qpass.export_onnx(model, text, folder / "model.onnx")
+        qpass.export_onnx(model, text, folder / "model.onnx", verify=False)
 
     file = store.done("onnx", write) / "model.onnx"
     found = qpass.onnx_parity(model, text, file)
     size = megabytes(sum(part.stat().st_size for part in file.parent.iterdir()))
+    scored = qpass.evaluate(OnnxModel(model, file), model, list(texts.split(1)))
+    ratio = scored.perplexity_ratio
+    assert ratio is not None
     return (
         f"{file}, {EXPORTED.name}, {size:.1f} MB: outputs of ONNX Runtime differ from PyTorch's by "
-        f"at most {found.error:.1e} (relative norm of one output, {text.shape[1]} tokens); "
-        f"{found.operators.get('MatMulNBits', 0)} products stay on integer weights"
+        f"at most {found.error:.1e} (relative norm of one output, {text.shape[1]} tokens); its "
+        f"perplexity is {ratio.value:.5f} times PyTorch's ({len(texts)} windows); "
+        f"{found.operators.get('MatMulNBits', 0)} products stay on integer weights, "
+        f"{found.operators.get('MatMul', 0)} do not"
     )

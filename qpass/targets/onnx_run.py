@@ -46,37 +46,59 @@ def compare(call: Call, path: Path) -> Parity:
 
 def run(path: Path, feeds: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Mapping[str, int]]:
     """The outputs of the file for inputs by name, and the operators of the optimised graph."""
-    if not runnable():
-        raise Unsupported(f"running an ONNX file needs onnxruntime; {INSTALL}")
-    import onnx
-    import onnxruntime
+    opened = Opened(path)
+    return opened(feeds), opened.operators
 
-    if not path.is_file():
-        raise BadInput(f"no such file: {path}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what falls back to another kernel is no news
-    options.add_session_config_entry(*EXACT_PRODUCTS)
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(optimised)
-        # its tensors beside it: in one message they may not fit
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "optimised.data"
-        )
-        try:
-            session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+
+@final
+class Opened:
+    """A file in ONNX Runtime, products with integer weights in float32 as PyTorch computes them.
+
+    `operators` counts those of the optimised graph. Raises `BadInput` where there is no file and
+    `Unsupported` where ONNX Runtime is absent or refuses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not runnable():
+            raise Unsupported(f"running an ONNX file needs onnxruntime; {INSTALL}")
+        import onnx
+        import onnxruntime
+
+        if not path.is_file():
+            raise BadInput(f"no such file: {path}")
+        self._name = path.name
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; what falls back to another kernel is no news
+        options.add_session_config_entry(*EXACT_PRODUCTS)
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            options.optimized_model_filepath = str(optimised)
+            # its tensors beside it: in one message they may not fit
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "optimised.data"
             )
-            known = {node.name for node in session.get_inputs()}
-            given = {name: tensor.numpy() for name, tensor in feeds.items() if name in known}
-            found = session.run(None, given)
+            try:
+                self._session = onnxruntime.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:
+                raise self._refusal(error) from error
+            graph = onnx.load(str(optimised), load_external_data=False).graph
+        self.operators: Mapping[str, int] = collections.Counter(n.op_type for n in graph.node)
+
+    def __call__(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        """The outputs for inputs by name; those that the file does not take are left out."""
+        known = {node.name for node in self._session.get_inputs()}
+        given = {name: tensor.numpy() for name, tensor in feeds.items() if name in known}
+        try:
+            return [torch.from_numpy(array) for array in self._session.run(None, given)]
         except Exception as error:
-            # its exceptions have no base of their own
-            first = str(error).strip().partition("\n")[0]
-            raise Unsupported(f"ONNX Runtime cannot run {path.name}: {first}") from error
-        graph = onnx.load(str(optimised), load_external_data=False).graph
-    operators = collections.Counter(node.op_type for node in graph.node)
-    return [torch.tensor(array) for array in found], operators
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> Unsupported:
+        # its exceptions have no base of their own
+        first = str(error).strip().partition("\n")[0]
+        return Unsupported(f"ONNX Runtime cannot run {self._name}: {first}")
 
 
 def runnable() -> bool:
