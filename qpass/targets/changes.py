@@ -17,15 +17,21 @@ from qpass.rotations import Transform
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a value differs from what it was: `x -> ((x - bias) / gain) R`, on the last axis.
+    """How a value differs from what it was: `x -> ((x - bias) / gain) R`.
 
-    `gain` and `bias` are paths of buffers. `unclear` says why nobody can tell the difference.
+    Gain and bias lie along the last axis, a basis along any, counted from the last. `gain` and
+    `bias` are paths of buffers. `unclear` says why nobody can tell the difference.
     """
 
     bases: tuple[ChangeBasis, ...] = ()
     gain: str | None = None
     bias: str | None = None
     unclear: str | None = None
+
+    @property
+    def inner(self) -> tuple[tuple[int, int], ...]:
+        """The axes other than the last whose basis changed, and their lengths."""
+        return tuple((step.axis, step.block.width) for step in self.bases if step.axis != -1)
 
     def undo(self, value: Tensor, buffer: Callable[[str], Tensor]) -> Tensor:
         """What the value was, in its own type; `buffer` finds one by path."""
@@ -108,7 +114,11 @@ class Door:
     def wide(self, tensor: Tensor, *, leaving: bool) -> bool:
         """Whether something as wide as a tensor, of any rank, has changed here."""
         side = self.outs if leaving else self.ins
-        return any(c.size == _kind(tensor)[1] and c.change != SAME for c in side)
+        dims, width = _kind(tensor)
+        return any(
+            c.change != SAME and (c.size == width or (c.size is None and c.dims == dims))
+            for c in side
+        )
 
     def count(self, dims: int, width: int) -> int:
         """How many tensors of a shape leave in the graph."""
@@ -138,15 +148,20 @@ def _kind(tensor: Tensor) -> tuple[int, int]:
 
 
 def write_doors(doors: Iterable[Door]) -> dict[str, object]:
-    """A table that `read_doors` takes back; equal changes are written once."""
+    """A table that `read_doors` takes back; equal changes are written once.
+
+    What a door carries is `dims:size:change:count`, with `*` for any size.
+    """
     changes: dict[Change, int] = {}
 
-    def side(carried: Iterable[Carried]) -> list[list[int | None]]:
-        return [
-            [c.dims, c.size, changes.setdefault(c.change, len(changes)), c.count] for c in carried
-        ]
+    def side(carried: Iterable[Carried]) -> str:
+        found: list[str] = []
+        for c in carried:
+            at = changes.setdefault(c.change, len(changes))
+            found.append(f"{c.dims}:{'*' if c.size is None else c.size}:{at}:{c.count}")
+        return " ".join(found)
 
-    rows = [[door.module, side(door.ins), side(door.outs)] for door in doors]
+    rows = {door.module: [side(door.ins), side(door.outs)] for door in doors}
     return {"doors": rows, "changes": [dataclasses.asdict(change) for change in changes]}
 
 
@@ -154,11 +169,16 @@ def read_doors(table: Mapping[str, object]) -> tuple[Door, ...]:
     """The doors that `write_doors` made a table of."""
     changes = [_read_change(change) for change in cast("list[dict[str, Any]]", table["changes"])]
 
-    def side(rows: list[tuple[int, int | None, int, int]]) -> tuple[Carried, ...]:
-        return tuple(Carried(dims, size, changes[at], count) for dims, size, at, count in rows)
+    def side(text: str) -> tuple[Carried, ...]:
+        found: list[Carried] = []
+        for entry in text.split():
+            dims, size, at, count = entry.split(":")
+            width = None if size == "*" else int(size)
+            found.append(Carried(int(dims), width, changes[int(at)], int(count)))
+        return tuple(found)
 
-    rows = cast("list[tuple[str, list[Any], list[Any]]]", table["doors"])
-    return tuple(Door(path, side(ins), side(outs)) for path, ins, outs in rows)
+    rows = cast("dict[str, tuple[str, str]]", table["doors"])
+    return tuple(Door(path, side(rows[path][0]), side(rows[path][1])) for path in sorted(rows))
 
 
 def _read_change(table: Mapping[str, Any]) -> Change:

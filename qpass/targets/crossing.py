@@ -17,6 +17,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
+from torch.utils.hooks import RemovableHandle
 
 from qpass.errors import StateError, Unsupported
 from qpass.targets.conventions import is_collector
@@ -26,6 +27,7 @@ from qpass.targets.trees import floats, mapped
 # an entry of a module's own dict, and one of the functions that stand in for a forward
 GATE = "_qpass_gate"
 _MARK = "_qpass"
+_BODY = "_qpass_body"
 
 
 @final
@@ -85,12 +87,10 @@ def gate_of(module: nn.Module) -> Gate:
 
 def run_forward(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     """Call the forward of a guarded module, from inside or from outside."""
+    if HERE.inside and HERE.seen is None:
+        return body_of(type(module))(module, *args, **kwargs)
     if HERE.inside:
-        return (
-            type(module).forward(module, *args, **kwargs)
-            if HERE.seen is None
-            else (_remembered(module, args, kwargs))
-        )
+        return _remembered(module, args, kwargs)
     gate, outer = gate_of(module), HERE.seen
     twins = HERE.twins if HERE.twins is not None and HERE.twins.gate is gate else None
     args, kwargs, more = begin(gate, twins, args, kwargs)
@@ -98,7 +98,7 @@ def run_forward(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, o
     HERE.inside = True
     try:
         if seen is None:
-            result = type(module).forward(module, *args, **kwargs)
+            result = body_of(type(module))(module, *args, **kwargs)
         else:
             result = _remembered(module, args, kwargs)
     finally:
@@ -179,7 +179,7 @@ def _remembered(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, o
     gate = gate_of(module)
     gate.remember(HERE.seen, (args, kwargs), leaving=False)
     # compiled code would not remember what passes
-    forward: Callable[..., object] = type(module).forward
+    forward = body_of(type(module))
     if "torch._dynamo" in sys.modules:
         forward = torch.compiler.disable(forward)
     result = forward(module, *args, **kwargs)
@@ -198,25 +198,59 @@ def check(family: Family) -> None:
             f"{path} was replaced after qpass changed the basis of its values\n"
             "  put adapters and resized embeddings in first, merged, and then call qpass"
         )
+    if RemovableHandle.next_id == family.hooks_seen and not _lost_hooks(family):
+        return
     if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
         raise no_gradients("every module")
+    seen = RemovableHandle.next_id
     always = bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
+    family.hooked.clear()
     for module, gate in family.modules.items():
         if gate.root:
             continue
         backward = module._backward_hooks or module._backward_pre_hooks
         if backward and (gate.changed or not gate.known):
             raise no_gradients(gate.path)
-        if always or module._forward_hooks or module._forward_pre_hooks:
-            _watch(module, gate, watched=always or _is_watched(module))
-        elif "_call_impl" in vars(module):
-            _watch(module, gate, watched=False)
+        watched = always or _is_watched(module)
+        _watch(module, gate, watched=watched)
+        if watched:
+            family.hooked.append(module)
+    family.hooks_seen = seen
+
+
+def _lost_hooks(family: Family) -> bool:
+    """Whether hooks that were there have been removed."""
+    return not all(_is_watched(module) for module in family.hooked)
 
 
 def guard(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of the forward of a module."""
+    kind = type(module)
     vars(module)[GATE] = gate
-    vars(module)["forward"] = types.MethodType(_forward_of(type(module)), module)
+    if not hasattr(kind.forward, _BODY):
+        vars(module)["forward"] = types.MethodType(_forward_of(kind), module)
+
+
+def gated(body: Callable[..., object]) -> Callable[..., object]:
+    """A forward of layers that are made for changed models: they need no gate in their own dicts.
+
+    What stands there is a source that dynamo checks before each call of compiled code. A gate that
+    has to convert leaves the graph.
+    """
+
+    @functools.wraps(body)
+    def forward(self: nn.Module, /, *args: object, **kwargs: object) -> object:
+        if (HERE.inside and HERE.seen is None) or getattr(self, GATE, None) is None:
+            return body(self, *args, **kwargs)
+        return run_forward(self, args, kwargs)
+
+    setattr(forward, _BODY, body)
+    return forward
+
+
+def body_of(kind: type[nn.Module]) -> Callable[..., object]:
+    """The forward of a class without the gate that may be part of it."""
+    return getattr(kind.forward, _BODY, kind.forward)
 
 
 def _guard_all(family: Family) -> None:
@@ -246,7 +280,7 @@ def _watch(module: nn.Module, gate: Gate, *, watched: bool) -> None:
         vars(module)[GATE] = gate
         if "forward" not in vars(module):
             guard(module, gate)
-    _known_to_dynamo(_hooked_call, hooked=True)
+    _keep_out_of_graphs(_hooked_call, None)
     vars(module)["_call_impl"] = types.MethodType(_hooked_call, module)
 
 
@@ -261,10 +295,12 @@ def _forward_of(kind: type[nn.Module]) -> Callable[..., object]:
 
     @functools.wraps(kind.forward)
     def forward(self: nn.Module, /, *args: object, **kwargs: object) -> object:
+        if HERE.inside and HERE.seen is None:
+            return kind.forward(self, *args, **kwargs)
         return run_forward(self, args, kwargs)
 
     setattr(forward, _MARK, True)
-    _known_to_dynamo(forward, hooked=False)
+    _keep_out_of_graphs(forward, kind)
     return forward
 
 
@@ -273,11 +309,11 @@ def _hooked_call(self: nn.Module, /, *args: object, **kwargs: object) -> object:
 
 
 @functools.cache
-def _known_to_dynamo(gate: Callable[..., object], *, hooked: bool) -> None:
+def _keep_out_of_graphs(gate: Callable[..., object], kind: type[nn.Module] | None) -> None:
     # imported late: it takes longer than all of qpass
     from qpass.targets.tracing import keep_out
 
-    keep_out(gate, hooked=hooked)
+    keep_out(gate, kind)
 
 
 def no_gradients(path: str) -> Unsupported:
@@ -289,9 +325,11 @@ def no_gradients(path: str) -> Unsupported:
 
 
 def _is_watched(module: nn.Module) -> bool:
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return not all(is_collector(hook) for hook in hooks)
 
 
 # what dynamo leaves alone with all that it calls
-HELPERS = (begin, end, shown, taken, _remembered)
+HELPERS = (begin, end, shown, taken, _remembered, gate_of, body_of, Twins.__init__)

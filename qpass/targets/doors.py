@@ -20,7 +20,7 @@ aten = torch.ops.aten
 _ROWS = (aten.reshape.default, aten.view.default, aten.to.dtype, aten.contiguous.default)
 
 _MOVED = Change(unclear="the gain of a norm moved through it")
-_INNER = Change(unclear="its basis changed on an inner axis")
+_INNER = Change(unclear="its basis changed on a part of an inner axis")
 
 
 def folded_name(owner: Owner, generation: int) -> str:
@@ -77,8 +77,10 @@ def _carried(values: Iterable[fx.Node], changes: Mapping[str, Change]) -> tuple[
     for node in values:
         shape = read.shape(node)
         size = shape[-1] if shape else 1
-        kind = (len(shape), size if isinstance(size, int) else None)
-        kinds.setdefault(kind, []).append(changes.get(node.name, SAME))
+        change = changes.get(node.name, SAME)
+        # what changed on another axis, as images do, may have rows of any length
+        fixed = isinstance(size, int) and not change.inner
+        kinds.setdefault((len(shape), size if fixed else None), []).append(change)
     found = [
         Carried(dims, size, held[0] if len(set(held)) == 1 else DIFFER, len(held))
         for (dims, size), held in kinds.items()
@@ -135,17 +137,19 @@ class _Changes:
         if known.unclear is not None:
             return
         blocks = self._blocks(value, axis, region)
-        steps = [ChangeBasis(basis, -1, block) for block in blocks]
+        last = len(read.shape(self._nodes[value]))
+        steps = [ChangeBasis(basis, axis - last, block) for block in blocks]
         new = [step for step in steps if step not in known.bases]
         bases = (*known.bases, *new)
         self.found[value] = dataclasses.replace(known, bases=bases) if blocks else _INNER
 
     def _blocks(self, value: str, axis: int, region: Region) -> tuple[Block, ...]:
-        """Which entries of a value's last axis are coordinates of the region."""
-        if axis != len(read.shape(self._nodes[value])) - 1:
-            return ()
-        if region.heads == 1 and self._whole(value, axis, region):
+        """Which entries of an axis of a value are coordinates of the region."""
+        shape = read.shape(self._nodes[value])
+        if region.heads == 1 and shape[axis] == region.width:
             return (Block.whole(region.width),)
+        if axis != len(shape) - 1:
+            return ()
         sites: dict[tuple[str, int], list[Block]] = {}
         for site in region.sites:
             sites.setdefault((site.use, site.axis), []).append(site.block)

@@ -16,8 +16,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from qpass.errors import StateError, Unsupported
 from qpass.targets.changes import SAME, Change, Door, merged
 from qpass.targets.conventions import asks_for_more, entrances, switches
-from qpass.targets.layers import QuantizedLinear, RotatedLinear
 from qpass.targets.trees import floats, mapped
+
+# an attribute of layers that have parts, and yet treat each row by itself
+ROW_BY_ROW = "row_by_row"
 
 _NUMBERS = itertools.count(1)
 
@@ -171,9 +173,10 @@ class Family:
         carried = [c for doors in generations for d in doors for c in (*d.ins, *d.outs)]
         changed = [c for c in carried if c.change != SAME]
         # a value may be shown head by head
-        blocks = {step.block.width for c in changed for step in c.change.bases}
-        self._widths = frozenset({c.size for c in changed} | blocks)
-        self._rank = max((c.dims for c in changed), default=0)
+        blocks = {s.block.width for c in changed for s in c.change.bases if s.axis == -1}
+        self._widths = frozenset({c.size for c in changed if not c.change.inner} | blocks)
+        self._rank = max((c.dims for c in changed if not c.change.inner), default=0)
+        self._inner = frozenset((c.dims, *at) for c in changed for at in c.change.inner)
         tables = [{door.module: door for door in doors} for doors in generations]
         paths: dict[nn.Module, list[str]] = {}
         for path, module in root.named_modules(remove_duplicate=False):
@@ -195,6 +198,9 @@ class Family:
         self._enrol()
 
     def _enrol(self) -> None:
+        # the count of hooks in the process when this model's were last looked at
+        self.hooks_seen = -1
+        self.hooked: list[nn.Module] = []
         self.number = next(_NUMBERS)
         _FAMILIES[self.number] = self
 
@@ -221,11 +227,14 @@ class Family:
     @property
     def changes(self) -> bool:
         """Whether anything that modules show has changed."""
-        return self._rank > 0
+        return self._rank > 0 or bool(self._inner)
 
     def suspects(self, tensor: Tensor) -> bool:
         """Whether a tensor has a shape in which some changed value exists."""
-        return 0 < tensor.dim() <= self._rank and tensor.shape[-1] in self._widths
+        dims, shape = tensor.dim(), tensor.shape
+        if 0 < dims <= self._rank and shape[-1] in self._widths:
+            return True
+        return any(dims == rank and shape[axis] == n for rank, axis, n in self._inner)
 
     def asks_for_more(self, kwargs: Mapping[str, object]) -> bool:
         """Whether a call wants values of parts of the model returned, too."""
@@ -282,6 +291,4 @@ def _kind(tensor: Tensor) -> tuple[int, int]:
 
 
 def _is_simple(module: nn.Module) -> bool:
-    return next(module.children(), None) is None or isinstance(
-        module, RotatedLinear | QuantizedLinear
-    )
+    return next(module.children(), None) is None or getattr(module, ROW_BY_ROW, False)

@@ -28,7 +28,7 @@ def install(
 
     A call from outside, of the model or of one of its parts, takes and returns original values;
     hooks see them. What cannot be converted raises `Unsupported` when it would be shown. Modules
-    at the paths `touched` hold changed weights.
+    at the paths `touched` hold or use changed weights.
     """
     remove(model)
     for module in resizable(model):
@@ -38,13 +38,16 @@ def install(
         return
     holders = {model.get_submodule(path) for path in touched}
     for module, gate in family.modules.items():
-        if gate.root or gate.changed or module in holders:
+        # what is between is right without a gate: its parts have theirs, where values are used
+        near = gate.root or (gate.changed and "." not in gate.path)
+        if near or module in holders:
             if "forward" in vars(module):
                 raise Unsupported(
                     f"{gate.path or 'the model'}: its forward has been replaced\n"
                     "  put the module's own back, call qpass, and replace it again"
                 )
             guard(module, gate)
+        if gate.changed or module in holders:
             family.keep(module)
         if gate.changed:
             refusal = functools.partial(_refuse_gradients, gate.path)

@@ -27,6 +27,7 @@ from qpass.ops.packing import unpack, untile
 from qpass.rotations import Transform
 from qpass.runtime import native
 from qpass.targets.backward import refusing_backward
+from qpass.targets.crossing import gated
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -156,6 +157,7 @@ class QuantizedLinear(_Quantized):
     group_scales: Tensor | None
     group_offsets: Tensor | None
     bias: Tensor | None
+    row_by_row = True
 
     def __init__(
         self,
@@ -234,6 +236,7 @@ class QuantizedLinear(_Quantized):
         values = values.to(self.dtype)
         return values.mT if self.transposed else values
 
+    @gated
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return refusing_backward(self._product(x.detach()))
@@ -328,6 +331,7 @@ class QuantizedEmbedding(_Quantized):
         """A copy of the table as numbers, `[V, D]`."""
         return (self.codes.float() * self.scales.unsqueeze(1)).to(self.dtype)
 
+    @gated
     def forward(self, indices: Tensor) -> Tensor:
         return embedding(indices, self.codes, self.scales, self.dtype)
 
@@ -349,6 +353,8 @@ class QuantizedEmbedding(_Quantized):
 @final
 class RotatedLinear(nn.Module):
     """`(x R) @ rotated.T + bias`: a float linear whose weight has absorbed a transform."""
+
+    row_by_row = True
 
     def __init__(
         self,
@@ -374,6 +380,7 @@ class RotatedLinear(nn.Module):
         values = self.online.undo(self.rotated.detach())
         return values.mT if self.transposed else values
 
+    @gated
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(self.online(x), self.rotated, self.bias)
 

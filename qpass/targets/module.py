@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import StateError, Unsupported
-from qpass.ir import Note, Owner, Program, Weight
+from qpass.ir import Note, Owner, Program, Weight, read
 from qpass.plan import Plan
 from qpass.targets.doors import find_doors, folded_name, is_folded
 from qpass.targets.guard import install, whole
@@ -56,9 +56,6 @@ def write_back(
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
-    changed = {
-        o.module for use, o in after.owners.items() if before.weights.get(use) != after.weights[use]
-    }
     record = replace(
         done,
         plans=(*done.plans, plan),
@@ -67,7 +64,7 @@ def write_back(
         folded=(*done.folded, *(slot.path for slot in folded)),
         biases=(*done.biases, *(slot.path for slot in tensors if slot.new)),
         doors=(*done.doors, find_doors(before, after, generation=len(done.plans))),
-        touched=tuple(sorted({*done.touched, *layers, *changed})),
+        touched=tuple(sorted({*done.touched, *layers, *_touched(before, after)})),
     )
     with _all_or_nothing(model):
         for path, layer in layers.items():
@@ -202,6 +199,16 @@ def _build_folded(
         slot = _Slot(owner.module, folded_name(owner, generation), value, new=True)
         slots[slot.path] = slot
     return list(slots.values())
+
+
+def _touched(before: Program, after: Program) -> set[str]:
+    """The modules that hold weights which changed, and those whose own code uses them."""
+    changed = {use for use in after.owners if before.weights.get(use) != after.weights[use]}
+    found = {after.owners[use].module for use in changed}
+    for node in before.graph.nodes:
+        if any(value.name in changed for value in node.all_input_nodes):
+            found.add(read.module_path(node))
+    return found
 
 
 def _unties(model: nn.Module, tensors: Iterable[_Slot], layers: Iterable[str]) -> bool:

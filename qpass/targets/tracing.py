@@ -21,7 +21,15 @@ from torch._dynamo.decorators import skip
 
 from qpass.errors import QpassError
 from qpass.targets.conventions import asks_for_more
-from qpass.targets.crossing import CALLERS, HELPERS, HERE, check, end, run_forward, run_hooked
+from qpass.targets.crossing import (
+    CALLERS,
+    HELPERS,
+    HERE,
+    check,
+    end,
+    run_forward,
+    run_hooked,
+)
 from qpass.targets.gates import Family
 
 _WHY = "a module that qpass changed converts values here; compile the whole model"
@@ -33,40 +41,46 @@ _end_aside: Any = torch.compiler.disable(end, reason=_WHY)
 _hooked_aside: Any = torch.compiler.disable(run_hooked, reason=_WHY)
 
 
-def keep_out(gate: Callable[..., object], *, hooked: bool) -> None:
-    """Run `gate` before a compiled call, and trace something else in its place within one."""
+def keep_out(gate: Callable[..., object], kind: Any) -> None:  # noqa: ANN401  any module's class
+    """Run `gate` before a compiled call, and trace something else in its place within one.
+
+    It stands for the forward of the class `kind`, or (None) for a call with hooks.
+    """
     for caller in (gate, *CALLERS):
         skip(caller)
     for helper in HELPERS:
         set_code_exec_strategy(helper.__code__, _LEAVE_ALONE)
-    traced = _traced_call if hooked else _traced_forward
+    traced = _traced_call if kind is None else _traced_forward(kind)
     torch.compiler.substitute_in_graph(gate, skip_signature_check=True)(traced)
 
 
-def _traced_forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
-    kind: Any = type(self)
-    if HERE.inside:
-        return kind.forward(self, *args, **kwargs)
-    gate: Any = self._qpass_gate
-    if not gate.root or _obstacle(gate.family.number) or asks_for_more(kwargs, ()):
-        return _forward_aside(self, args, kwargs)
-    for tensor in _floats((args, kwargs)):
-        if gate.history(tensor, leaving=False) != ():
+def _traced_forward(kind: Any) -> Callable[..., object]:  # noqa: ANN401
+    def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
+        # asking for the type of `self` would add a guard for each pair of modules
+        if HERE.inside:
+            return kind.forward(self, *args, **kwargs)
+        gate: Any = self._qpass_gate
+        if not gate.root or _obstacle(gate.family.number) or asks_for_more(kwargs, ()):
             return _forward_aside(self, args, kwargs)
-    HERE.inside = True
-    try:
-        result = kind.forward(self, *args, **kwargs)
-    finally:
-        HERE.inside = False
-    for tensor in _floats(result):
-        if gate.history(tensor, leaving=True) != ():
-            return _end_aside(gate, None, result, None)
-    return result
+        for tensor in _floats((args, kwargs)):
+            if gate.history(tensor, leaving=False) != ():
+                return _forward_aside(self, args, kwargs)
+        HERE.inside = True
+        try:
+            result = kind.forward(self, *args, **kwargs)
+        finally:
+            HERE.inside = False
+        for tensor in _floats(result):
+            if gate.history(tensor, leaving=True) != ():
+                return _end_aside(gate, None, result, None)
+        return result
+
+    return forward
 
 
 def _traced_call(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
-    kind: Any = type(self)
     if not HERE.inside:
+        kind: Any = type(self)
         return kind._call_impl(self, *args, **kwargs)
     return _hooked_aside(self, args, kwargs)
 

@@ -52,6 +52,7 @@ class TestWhole:
         want = run(changed)
         for style in ("wrapped", "in place", "function", "forward"):
             torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
             count, model = Counting(), copy.deepcopy(changed)
             if style == "wrapped":
                 call = torch.compile(model, backend=count, fullgraph=True)
@@ -71,6 +72,8 @@ class TestWhole:
             assert relative(want, first(call(**INPUTS))) <= CLOSE, style
             assert relative(want, first(call(**INPUTS))) <= CLOSE, style
             assert count.graphs == 1, style
+            # nothing else was compiled, such as what gates do before and after
+            assert torch._dynamo.utils.counters["frames"]["total"] == 1, style
 
     def test_copies_share_graphs(self, name: str, kind: str) -> None:
         """As many models as dynamo would hold graphs, and more."""

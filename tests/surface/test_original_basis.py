@@ -346,11 +346,13 @@ def test_modules_called_alone(case) -> None:
             case.agree(module(x[None]), other(x[None]), path)
 
 
-def test_a_layer_called_alone_on_something_else_is_refused() -> None:
+def test_parts_that_hold_no_weights_themselves_are_called_on_anything() -> None:
     case = Case("llama", "rotated")
-    hidden = torch.ones(1, 1, 2, case.changed.config.hidden_size, dtype=torch.float64)
-    with pytest.raises(Unsupported, match="not there when the model was traced"):
-        case.changed.model.layers[0].mlp(hidden)
+    width = case.changed.config.hidden_size
+    for shape in ((width,), (2, width), (1, 1, 2, width)):
+        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        want, got = (m.model.layers[0].mlp(x) for m in both(case))
+        case.agree(want, got)
 
 
 class Showing(nn.Module):
