@@ -19,7 +19,7 @@ demo: $(QPASS_STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(QPASS_STAMP) $(MODEL_STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(QPASS_STAMP)
 	$(BIN)/ruff format --check .

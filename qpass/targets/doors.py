@@ -79,8 +79,8 @@ def _carried(values: Iterable[fx.Node], changes: Mapping[str, Change]) -> tuple[
         size = shape[-1] if shape else 1
         change = changes.get(node.name, SAME)
         # what changed on another axis, as images do, may have rows of any length
-        fixed = isinstance(size, int) and not change.inner
-        kinds.setdefault((len(shape), size if fixed else None), []).append(change)
+        width = size if isinstance(size, int) and not change.inner else None
+        kinds.setdefault((len(shape), width), []).append(change)
     found = [
         Carried(dims, size, held[0] if len(set(held)) == 1 else DIFFER, len(held))
         for (dims, size), held in kinds.items()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 
+import torch
+import transformers as hf
 from torch import Tensor, nn
 
 import qpass
-from tests.zoo import specimen
+from tests.zoo import PAD, specimen, tiny, tokens
 
 # what is left of two float64 models whose norms cast to float32 on the way
 CLOSE = 1e-5
@@ -16,6 +18,9 @@ CLOSE = 1e-5
 EIGHT_BITS = 0.15
 
 KINDS = {"rotated": CLOSE, "quantized": EIGHT_BITS}
+
+INPUTS = {"input_ids": tokens()}
+GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": PAD}
 
 
 @functools.cache
@@ -59,3 +64,40 @@ def linear_paths(model: nn.Module) -> list[str]:
         for path, module in model.named_modules()
         if next(module.children(), None) is None and any(p.dim() == 2 for p in module.parameters())
     ]
+
+
+def llama(seed: int = 0, **changes: object) -> nn.Module:
+    config = hf.LlamaConfig(
+        vocab_size=64,
+        max_position_embeddings=64,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+        **{"tie_word_embeddings": True} | changes,
+    )
+    return tiny(config, seed, dtype=torch.float32)
+
+
+def rotated(seed: int = 0, **changes: object) -> nn.Module:
+    model = llama(seed, **changes)
+    qpass.rotate(model, INPUTS)
+    return model
+
+
+def output(model: nn.Module, **inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return first(model(**(inputs or INPUTS)))
+
+
+def shown(model: nn.Module, path: str) -> Tensor:
+    """What a hook on a part of a model is shown."""
+    seen: list[Tensor] = []
+    part = model.base_model if path == "base_model" else model.get_submodule(path)
+    with part.register_forward_hook(lambda m, args, out: seen.append(first(out))):
+        output(model)
+    return seen[0]

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import qpass
 from qpass.errors import StateError, Unsupported
 from tests.surface.changed import CLOSE, KINDS, first, pair, relative
-from tests.zoo import Specimen, randomise, specimen, tiny, tokens
+from tests.zoo import Specimen, specimen, tiny, tokens
 
 LANGUAGE = ("llama", "llama_tied", "gpt2", "opt", "gemma3", "bert")
 MODELS = (*LANGUAGE, "vision", "nano_gpt")
-EMBEDS = ("llama", "llama_tied", "gpt2", "opt", "gemma3", "bert")
 
 
 class Case:
@@ -353,36 +352,6 @@ def test_parts_that_hold_no_weights_themselves_are_called_on_anything() -> None:
         x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         want, got = (m.model.layers[0].mlp(x) for m in both(case))
         case.agree(want, got)
-
-
-class Showing(nn.Module):
-    """Returns more of what is inside when it is asked to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 16)
-        self.norm = nn.RMSNorm(16)
-        self.up = nn.Linear(16, 16)
-        self.down = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 20)
-
-    def forward(self, ids: Tensor, more: str = "") -> object:
-        x = self.table(ids)
-        x = x + self.down(torch.relu(self.up(self.norm(x))))
-        logits = self.head(x)
-        return {"": logits, "all": (logits, x), "mean": (logits, x.mean(1))}[more]
-
-
-def test_outputs_that_nobody_traced_are_refused() -> None:
-    model = Showing().double().eval()
-    randomise(model, 0)
-    ids = torch.arange(8).reshape(2, 4)
-    want = model(ids)
-    qpass.rotate(model, (ids,))
-    assert relative(want, model(ids)) <= CLOSE
-    for more in ("all", "mean"):
-        with pytest.raises(Unsupported, match="not known"):
-            model(ids, more=more)
 
 
 def test_twice_changed_models_show_the_same() -> None:
