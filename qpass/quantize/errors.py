@@ -114,5 +114,6 @@ def _sample(
             every = max(1, rows.shape[0] // SAMPLED_ROWS)
             samples[node.name] = rows[::every].float()
 
-    program.run(*inputs, watch=keep)
+    # graphs count the tokens of a cache in their inputs, and these are run more than once
+    program.run(*(x.clone() if isinstance(x, Tensor) else x for x in inputs), watch=keep)
     return samples
