@@ -22,7 +22,7 @@ from qpass.capture.inline import inline_regions
 from qpass.capture.numbers import write_numbers
 from qpass.capture.raising import raise_idioms
 from qpass.capture.sample import doubled, dynamic_shapes
-from qpass.capture.uses import find_owners, lift, split_uses
+from qpass.capture.uses import find_owners, lift, name_modules_once, split_uses
 from qpass.errors import BadInput, CaptureFailed, first_line, own_failure
 from qpass.ir import Note, Program, Weight, read
 
@@ -165,6 +165,7 @@ def _program(exported: ExportedProgram, model: nn.Module) -> Program:
     clean(program)
     write_numbers(program, sources.keys() - stored.keys())
     split_uses(program)
+    name_modules_once(program, model)
     find_owners(program, model, {name: name for name in sources if name in stored})
     program.rigid = find_rigid(program, model)
     spell_out_einsums(program)

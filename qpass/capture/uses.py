@@ -32,6 +32,15 @@ def split_uses(program: Program) -> None:
             edit.own_use(program, node, user)
 
 
+def name_modules_once(program: Program, module: nn.Module) -> None:
+    """Let a module that is registered in several places go by the first of its names everywhere."""
+    first = {id(inner): path for path, inner in module.named_modules()}
+    every = module.named_modules(remove_duplicate=False)
+    again = {path: first[id(inner)] for path, inner in every if first[id(inner)] != path}
+    if again:
+        edit.rename_modules(program.graph, again)
+
+
 def find_owners(program: Program, module: nn.Module, names: Mapping[str, str]) -> None:
     """Record for each use the innermost module around its reader that holds the very tensor.
 

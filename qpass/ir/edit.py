@@ -207,6 +207,18 @@ def erase_weight(program: Program, node: fx.Node) -> None:
     program.owners.pop(node.name, None)
 
 
+def rename_modules(graph: fx.Graph, names: Mapping[str, str]) -> None:
+    """Let nodes say that they were traced in the module `names[path]` instead of `path`."""
+    for node in graph.nodes:
+        stack = cast("dict[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
+        known = {key: (path.partition("@"), kind) for key, (path, kind) in stack.items()}
+        if any(parts[0] in names for parts, _ in known.values()):
+            node.meta["nn_module_stack"] = {
+                key: (names.get(parts[0], parts[0]) + parts[1] + parts[2], kind)
+                for key, (parts, kind) in known.items()
+            }
+
+
 def fake_like(program: Program, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor without data, in the fake mode of the program's values."""
     for node in program.graph.nodes:

@@ -88,6 +88,41 @@ def test_a_module_that_holds_two_matrices_is_rotated() -> None:
     assert (model(ids) - want).abs().max() <= LIMIT * want.abs().max()
 
 
+class TwoStreams(nn.Module):
+    """Two stacks share one table, or one layer, and only one of them may turn."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(ROWS, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.first, self.second = (nn.ModuleDict() for _ in range(2))
+        for stack in (self.first, self.second):
+            # the same module under another name
+            stack["table"] = self.table if shared == "table" else nn.Embedding(ROWS, WIDTH)
+            stack["layer"] = self.layer if shared == "layer" else nn.Linear(WIDTH, WIDTH)
+            stack["norm"] = nn.RMSNorm(WIDTH)
+        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, ROWS)
+
+    def stream(self, stack: nn.ModuleDict, ids: Tensor) -> Tensor:
+        x = stack["table"](ids)
+        return x + stack["layer"](stack["norm"](x))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.stream(self.second, ids)
+        return self.stream(self.first, ids), self.head(self.norm(y))
+
+
+@pytest.mark.parametrize("shared", ["table", "layer", "nothing"])
+def test_a_module_of_two_names_changes_for_both_or_not_at_all(shared: str) -> None:
+    model = TwoStreams(shared).double()
+    randomise(model, 0)
+    ids = torch.arange(2 * 5).reshape(2, 5)
+    want = model.eval()(ids)
+    report = qpass.rotate(model, ids)
+    for got, kept in zip(model(ids), want, strict=True):
+        assert (got - kept).abs().max() <= LIMIT * kept.abs().max()
+    assert bool(report.plan.rotated) is (shared == "nothing")
+
+
 def _linear(**options) -> nn.Linear:
     return nn.Linear(WIDTH, WIDTH, bias=False, **options)
 
