@@ -1,7 +1,8 @@
 // Integer activations with AVX-512 VNNI: u8 weights times s8 codes, four products a lane.
 //
-// A tile of R rows by B blocks of 16 outputs lives in registers. Few rows read the packed lines
-// directly; many rows unpack 4-bit lines once into a panel that stays in cache.
+// A tile of R rows by B blocks of 16 outputs lives in registers. Few rows read the packed lines one
+// after another, as memory likes it best; many rows unpack 4-bit lines once into a panel that stays
+// in cache.
 #include "codes_avx512.hpp"
 #include "unroll.hpp"
 
@@ -10,6 +11,10 @@ namespace {
 
 // rows from which unpacking a panel first beats unpacking in registers for every tile of rows
 constexpr int64_t kPanelRows = 9;
+// up to so many rows wait for memory, not for products
+constexpr int64_t kStreamRows = 4;
+// how far ahead they ask for weights, and for their scales
+constexpr int64_t kAhead = 4096, kScalesAhead = 1024;
 constexpr int kPanelBlocks = 2;
 
 // lines of B neighbouring blocks, in the packed weight or in a panel
@@ -46,9 +51,6 @@ inline __attribute__((always_inline)) void group_sums(__m512i (&acc)[R][B], cons
     __m512i w0[B], w1[B];
     repeat<B>(QPASS_STEP(auto b) {
       w0[b] = _mm512_loadu_si512(line + b * block_bytes);
-      // the same place in the next blocks: far enough ahead to come from memory in time
-      if (R <= 4)
-        _mm_prefetch(reinterpret_cast<const char*>(line + (b + B) * block_bytes), _MM_HINT_T1);
       if (Bits == 4) {
         w1[b] = _mm512_and_si512(_mm512_srli_epi16(w0[b], 4), low);
         w0[b] = _mm512_and_si512(w0[b], low);
@@ -63,6 +65,77 @@ inline __attribute__((always_inline)) void group_sums(__m512i (&acc)[R][B], cons
       }
     });
   }
+}
+
+// adds the products of one line to the sums of R rows
+template <int R, int Bits>
+inline __attribute__((always_inline)) void add_line(__m512i (&acc)[R], const uint8_t* line,
+                                                    const int8_t* x, int64_t row_bytes) {
+  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i w = _mm512_loadu_si512(line);
+  _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+  const __m512i w0 = Bits == 4 ? _mm512_and_si512(w, low) : w;
+  repeat<R>(QPASS_STEP(auto r) { acc[r] = dot4(acc[r], w0, codes4(x + r * row_bytes)); });
+  if (Bits == 8) return;
+  const __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
+  repeat<R>(QPASS_STEP(auto r) { acc[r] = dot4(acc[r], w1, codes4(x + r * row_bytes + 4)); });
+}
+
+// R rows by one block straight from the packed lines: four lines at once into sums of their own, so
+// that no product waits for the one before
+template <int R, int Bits>
+void stream(const LinearCodes& c, int64_t row, int64_t block) {
+  constexpr int kStep = Bits == 4 ? 8 : 4;
+  const Weight& w = c.weight;
+  const int64_t row_bytes = w.padded_k();
+  const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
+  const int8_t* x = c.padded + row * row_bytes;
+  __m512 total[R];
+  repeat<R>(QPASS_STEP(auto r) { total[r] = _mm512_setzero_ps(); });
+  for (int64_t g = 0; g < w.groups; ++g) {
+    __m512i acc[4][R];
+    repeat<R>(QPASS_STEP(auto r) {
+      acc[0][r] = _mm512_set1_epi32(c.starts[(row + r) * w.groups + g]);
+      repeat<3>(QPASS_STEP(auto s) { acc[s + 1][r] = _mm512_setzero_si512(); });
+    });
+    int64_t l = 0;
+    for (; l + 4 <= w.group_lines; l += 4, line += 4 * kLine, x += 4 * kStep) {
+      repeat<4>(QPASS_STEP(auto s) {
+        add_line<R, Bits>(acc[s], line + s * kLine, x + s * kStep, row_bytes);
+      });
+    }
+    for (; l < w.group_lines; ++l, line += kLine, x += kStep) {
+      add_line<R, Bits>(acc[0], line, x, row_bytes);
+    }
+    repeat<R>(QPASS_STEP(auto r) {
+      acc[0][r] = _mm512_add_epi32(_mm512_add_epi32(acc[0][r], acc[1][r]),
+                                   _mm512_add_epi32(acc[2][r], acc[3][r]));
+    });
+    if (!w.scales) {
+      repeat<R>(QPASS_STEP(auto r) { total[r] = _mm512_cvtepi32_ps(acc[0][r]); });
+      continue;
+    }
+    const int64_t at = (block * w.groups + g) * kRows;
+    _mm_prefetch(reinterpret_cast<const char*>(w.scales + at) + kScalesAhead, _MM_HINT_T0);
+    if (w.offsets) {
+      _mm_prefetch(reinterpret_cast<const char*>(w.offsets + at) + kScalesAhead, _MM_HINT_T0);
+    }
+    repeat<R>(QPASS_STEP(auto r) {
+      total[r] = add_group(w, at, total[r], acc[0][r], c.sums[(row + r) * w.groups + g]);
+    });
+  }
+  repeat<R>(QPASS_STEP(auto r) {
+    const __m512 scale = _mm512_set1_ps(c.scales[row + r]);
+    finish16(w, block, total[r], scale, c.out_type, c.out, row + r);
+  });
+}
+
+template <int Bits>
+void stream_rows(const LinearCodes& c, const Part& part, int64_t block) {
+  int64_t row = part.row_begin;
+  for (; row + 4 <= part.row_end; row += 4) stream<4, Bits>(c, row, block);
+  for (; row + 2 <= part.row_end; row += 2) stream<2, Bits>(c, row, block);
+  if (row < part.row_end) stream<1, Bits>(c, row, block);
 }
 
 // the starts of one group: what takes the raise of the stored weights off again
@@ -131,18 +204,16 @@ template <int B, int Bits>
 void rows(const LinearCodes& c, const Lines& lines, const Part& part, int64_t block) {
   const int64_t end = part.row_end;
   int64_t row = part.row_begin;
-  // four blocks at once are for one or two rows
-  constexpr int kWide = B <= 2 ? B : 1;
   if (c.weight.scales) {
-    for (; B <= 2 && row + 6 <= end; row += 6) grouped_tile<6, kWide, Bits>(c, lines, row, block);
-    for (; B <= 2 && row + 4 <= end; row += 4) grouped_tile<4, kWide, Bits>(c, lines, row, block);
+    for (; row + 6 <= end; row += 6) grouped_tile<6, B, Bits>(c, lines, row, block);
+    for (; row + 4 <= end; row += 4) grouped_tile<4, B, Bits>(c, lines, row, block);
     for (; row + 2 <= end; row += 2) grouped_tile<2, B, Bits>(c, lines, row, block);
     for (; row < end; ++row) grouped_tile<1, B, Bits>(c, lines, row, block);
     return;
   }
-  for (; B <= 2 && row + 12 <= end; row += 12) tile<12, kWide, Bits>(c, lines, row, block);
-  for (; B <= 2 && row + 8 <= end; row += 8) tile<8, kWide, Bits>(c, lines, row, block);
-  for (; B <= 2 && row + 4 <= end; row += 4) tile<4, kWide, Bits>(c, lines, row, block);
+  for (; row + 12 <= end; row += 12) tile<12, B, Bits>(c, lines, row, block);
+  for (; row + 8 <= end; row += 8) tile<8, B, Bits>(c, lines, row, block);
+  for (; row + 4 <= end; row += 4) tile<4, B, Bits>(c, lines, row, block);
   for (; row + 2 <= end; row += 2) tile<2, B, Bits>(c, lines, row, block);
   for (; row < end; ++row) tile<1, B, Bits>(c, lines, row, block);
 }
@@ -163,8 +234,10 @@ void blocks(const LinearCodes& c, const Part& part, int64_t block, uint8_t* pane
 void run(const LinearCodes& c, const Part& part, void* memory) {
   uint8_t* panel = static_cast<uint8_t*>(memory);
   int64_t block = part.block_begin;
-  if (c.m <= 2) {
-    for (; block + 4 <= part.block_end; block += 4) blocks<4>(c, part, block, panel);
+  if (c.m <= kStreamRows) {
+    for (; block < part.block_end; ++block) {
+      c.weight.bits == 4 ? stream_rows<4>(c, part, block) : stream_rows<8>(c, part, block);
+    }
   }
   for (; block + 2 <= part.block_end; block += 2) blocks<2>(c, part, block, panel);
   if (block < part.block_end) blocks<1>(c, part, block, panel);
