@@ -153,11 +153,10 @@ void end(const Work<V>& w, int64_t split) {
     if (c.splits == 1) {
       const int64_t heads = c.groups * c.n;
       const int64_t to = ((w.batch * c.t + w.position(row)) * heads + w.head(row)) * c.e;
-      // nothing seen is 0, whatever the values hold
+      // a row that has seen nothing is 0
       const auto share = V::splat(sum == 0 ? T{0} : 1 / sum);
       for (int64_t i = 0; i < c.e; i += 16) {
-        const auto y = sum == 0 ? V::splat(0) : V::times(V::load(from + i), share);
-        V::write(c.type, c.out, to + i, c.e - i, y);
+        V::write(c.type, c.out, to + i, c.e - i, V::times(V::load(from + i), share));
       }
       continue;
     }
