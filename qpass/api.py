@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
-from qpass.capture.export import capture
+from qpass.capture.export import capture, evaluating
 from qpass.errors import expect_instance
 from qpass.hf.sample import sample_call, sample_calls
 from qpass.ir import Note, Program, run_passes
@@ -27,6 +27,7 @@ from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
+from qpass.targets.ties import reads_flag, tied_uses
 from qpass.transform import FoldNorms, carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck, largest_error
 
@@ -60,7 +61,8 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     captured = capture(model, sample)
     folded, notes = run_passes(captured.program, [FoldNorms()])
     recipe = Recipe("inspect", rotation="on")
-    plan = choose(folded, recipe, refusals=refusals(model, captured.program), stored=True)
+    bounds = _bounds(model, captured.program, sample)
+    plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True)
     return inspection(folded, rotatable_regions(folded), plan, (*captured.notes, *notes))
 
 
@@ -85,14 +87,18 @@ def rotate(
         given = Recipe.read(recipe, capability=_capability())
     captured = capture(model, sample)
 
+    bounds = _bounds(model, captured.program, sample)
+
     def decide(folded: Program) -> Plan:
-        refused = refusals(model, captured.program)
-        return known or choose(folded, given, refusals=refused, stored=True)
+        if known is not None:
+            return known
+        recipe = bounds.within(given)
+        return choose(folded, recipe, refusals=bounds.refusals, stored=True)
 
     done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = Plan(done.plan.recipe, done.plan.rotated, done.plan.online, (), done.plan.declined)
     before = _outputs(model, sample)
-    written = write_back(model, captured.program, done.program, kept)
+    written = write_back(model, captured.program, done.program, kept, ties=bounds.ties)
     eager_error = largest_error(_outputs(model, sample), before)
     assert done.error is not None
     notes = (*captured.notes, *done.notes, *written)
@@ -123,15 +129,16 @@ def quantize(
         advance("trace", 0, 1)
         captured = capture(model, sample)
         flat = [captured.flatten(batch) for batch in batches or [sample]]
+        bounds = _bounds(model, captured.program, sample)
         advance("trace", 1, 1)
 
         def decide(folded: Program) -> Plan:
             if known is not None:
                 return known
-            refused = refusals(model, captured.program)
+            recipe, refused = bounds.within(given), bounds.refusals
             program = captured.program
             errors = _errors(program, folded, flat[0]) if given.rotation == "auto" else None
-            return choose(folded, given, refusals=refused, stored=True, errors=errors)
+            return choose(folded, recipe, refusals=refused, stored=True, errors=errors)
 
         advance("rotate and verify", 0, 1)
         done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
@@ -142,10 +149,33 @@ def quantize(
             done.program,
             done.plan,
             advance=lambda at, of: advance("quantize", at, of),
+            ties=bounds.ties,
         )
     for note in (*captured.notes, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bounds:
+    """What the modules of a model cannot hold: a reason by use, and whether `ties` must stay."""
+
+    refusals: Mapping[str, str]
+    ties: bool
+
+    def within(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, keep_tied=recipe.keep_tied or self.ties)
+
+
+def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
+    refused, tied = refusals(model, program), tied_uses(program)
+    with evaluating(model):
+        ties = bool(tied) and reads_flag(model, lambda: _outputs(model, sample))
+    if not ties:
+        return _Bounds(refused, ties=False)
+    why = "the model computes something else once its weights are not tied"
+    return _Bounds(dict.fromkeys(tied, why) | refused, ties=True)
 
 
 def _plan(plan: Plan | str | Path | None) -> Plan | None:

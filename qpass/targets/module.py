@@ -33,6 +33,7 @@ def write_back(
     encode: Encode = nearest,
     *,
     advance: Advance = unseen,
+    ties: bool = False,
 ) -> list[Note]:
     """Make `model` compute what `after` does, quantized as in `plan`, and note what was done.
 
@@ -40,7 +41,8 @@ def write_back(
 
     `before` is the program that was captured from the model. Everything is built first and put in
     place then, so that a failure leaves the model as it was. Raises `StateError` for a model that
-    is quantized already, and `Unsupported` for a change that its modules cannot hold.
+    is quantized already, and `Unsupported` for a change that its modules cannot hold; where `ties`
+    must stay, that includes one after which tied weights differ.
     """
     check_float(model)
     done = record_of(model)
@@ -66,6 +68,11 @@ def write_back(
         doors=(*done.doors, find_doors(before, after, generation=len(done.plans))),
         touched=tuple(sorted({*done.touched, *layers, *_touched(before, after)})),
     )
+    if ties and record.untied and not done.untied:
+        raise Unsupported(
+            f"{type(model).__name__}: computes something else once its weights are not tied\n"
+            "  leave its head and embedding float and unrotated; a plan that is made for it does"
+        )
     with _all_or_nothing(model):
         for path, layer in layers.items():
             _swap(model, path, layer)

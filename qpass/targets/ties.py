@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from qpass.ir import Program
 
 # in a config, and so in what is saved; and the map that is made from it when a model is built
 _FLAG = "tie_word_embeddings"
@@ -31,6 +34,47 @@ def untie(model: nn.Module) -> None:
         for value in vars(module).values():
             for fields in list(_asking(value)):
                 fields[_FLAG] = False
+
+
+def reads_flag(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether what `run` computes with `model` depends on whether its configs ask for ties.
+
+    Some models scale what their head reads where it is tied. `run` calls the model on a sample.
+    """
+    asking = {
+        id(fields): fields
+        for module in model.modules()
+        for value in vars(module).values()
+        for fields in _asking(value)
+    }
+    if not asking:
+        return False
+    want = run()
+    for fields in asking.values():
+        fields[_FLAG] = False
+    try:
+        got = run()
+    finally:
+        for fields in asking.values():
+            fields[_FLAG] = True
+    return len(got) != len(want) or not all(map(_same, got, want))
+
+
+def tied_uses(program: Program) -> frozenset[str]:
+    """The uses of stored tensors that several modules hold."""
+    paths: dict[str, set[str]] = {}
+    for use, owner in program.owners.items():
+        if (source := program.weights[use].source) is not None:
+            paths.setdefault(source, set()).add(owner.path)
+    return frozenset(
+        use
+        for use in program.owners
+        if (source := program.weights[use].source) is not None and len(paths[source]) > 1
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _asking(found: object) -> Iterator[dict[str, object]]:
