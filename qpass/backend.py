@@ -17,7 +17,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qpass.analyze.rotatable import rotatable_regions
+from qpass.analyze import by_name, rotatable_regions
 from qpass.capture.compiling import Compiling
 from qpass.capture.dynamo import Traced, capture_graph
 from qpass.capture.trial import cost, trial_inputs
@@ -213,8 +213,8 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
 
 def _within(plan: Plan, program: Program) -> Plan:
     """The part of a plan that this graph can carry out while caches keep their basis."""
-    regions = rotatable_regions(program, held=held_by_cache(program))
-    free = {region.name for region in regions if region.free}
+    regions = by_name(rotatable_regions(program, held=held_by_cache(program)))
+    free = {name for name, region in regions.items() if region.free}
     sites = {program.site(use) for use in program.weights}
     return replace(
         plan,

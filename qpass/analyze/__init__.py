@@ -3,7 +3,7 @@
 from qpass.analyze.constraints import Pin, Role
 from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.matmuls import Matmul, find_matmuls
-from qpass.analyze.regions import Region, Site, find_regions
+from qpass.analyze.regions import Region, Site, by_name, find_regions
 from qpass.analyze.rotatable import rotatable_regions
 from qpass.analyze.rules.views import MOVES
 from qpass.analyze.solution import Span
@@ -16,6 +16,7 @@ __all__ = [
     "Role",
     "Site",
     "Span",
+    "by_name",
     "find_heads",
     "find_matmuls",
     "find_regions",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -12,7 +13,7 @@ from torch import fx
 from qpass.analyze.atoms import Atom, Placement
 from qpass.analyze.constraints import Constraints, Pin, Role
 from qpass.analyze.solution import Solution, Span, collect
-from qpass.ir import Block, Program
+from qpass.ir import Block, Program, read
 from qpass.rotations import Group
 
 
@@ -33,10 +34,12 @@ class Site:
 class Region:
     """Axes that change basis together under `group`; free when nothing pins it.
 
-    With `heads` above 1 the change is a direct sum: each head may have a matrix of its own.
+    With `heads` above 1 the change is a direct sum: each head may have a matrix of its own. A
+    region goes by any of its `names`, slices of weights that no other region shares: graphs of the
+    same model that hold different weights, or in another order, still name it alike.
     """
 
-    name: str
+    names: tuple[str, ...]
     group: Group
     width: int
     heads: int
@@ -45,8 +48,17 @@ class Region:
     pins: tuple[Pin, ...]
 
     @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
     def free(self) -> bool:
         return not self.pins
+
+
+def by_name(regions: Iterable[Region]) -> dict[str, Region]:
+    """The regions under each of their names."""
+    return {name: region for region in regions for name in region.names}
 
 
 def find_regions(
@@ -70,7 +82,7 @@ def _regions(c: Constraints) -> tuple[Region, ...]:
         made = [_site(c, use, axis, place, head) for use, axis, place in placed.sites[leaf]]
         regions.append(
             Region(
-                name=_name(uses[made[0].use], made[0]),
+                names=_names(c.program, uses, made),
                 group=c.group,
                 width=int(leaf.size),
                 heads=1 if head is None else int(head.size),
@@ -94,8 +106,21 @@ def _uses(program: Program) -> dict[str, str]:
     return names
 
 
+def _names(program: Program, uses: Mapping[str, str], sites: Iterable[Site]) -> tuple[str, ...]:
+    """What a region is called: by matrices before vectors, by what writes it before what reads."""
+
+    def order(site: Site) -> tuple[object, ...]:
+        vector = len(read.shape(program.node(site.use))) < 2
+        parts = re.split(r"(\d+)", uses[site.use])
+        numbered = tuple((int(p), "") if p.isdigit() else (-1, p) for p in parts)
+        return vector, site.role is Role.READS, numbered, site.axis, site.block.offset
+
+    ordered = sorted(sites, key=order)
+    return tuple(dict.fromkeys(_name(uses[site.use], site) for site in ordered))
+
+
 def _name(use: str, site: Site) -> str:
-    """The region as a slice of its first weight, which no other region shares."""
+    """A region as a slice of a weight."""
     start, stride = site.block.offset, site.block.strides[-1]
     span = f"{start}:{start + site.block.width * stride}" + (f":{stride}" if stride > 1 else "")
     return f"{use}[{', '.join([':'] * site.axis + [span])}]"

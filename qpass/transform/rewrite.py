@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
-from qpass.analyze import rotatable_regions
+from qpass.analyze import by_name, rotatable_regions
 from qpass.errors import ContractBroken
 from qpass.ir import Check, Note, Pass, Program, read, run_passes
 from qpass.plan import Declined, Plan
@@ -63,7 +63,7 @@ def carry_out(
     Those normalise values that change basis. The others keep their gains, which would rescale the
     columns of weights whose grids may fit as they are.
     """
-    regions = {r.name: r for r in rotatable_regions(folded)} if plan.rotated else {}
+    regions = by_name(rotatable_regions(folded)) if plan.rotated else {}
     wanted = {choice.region for choice in plan.rotated} & regions.keys()
     values = {span.value for name in wanted for span in regions[name].spans}
     every = frozenset(node.name for node in program.graph.nodes if is_norm(node))
@@ -72,7 +72,7 @@ def carry_out(
     )
     start, notes = run_passes(program, [FoldNorms(moving)], check) if moving else (program, [])
     # a region can be called by a bias that only the fold of another norm makes
-    if wanted and moving != every and not wanted <= {r.name for r in rotatable_regions(start)}:
+    if wanted and moving != every and not wanted <= by_name(rotatable_regions(start)).keys():
         start, notes = run_passes(program, [FoldNorms()], check)
     done = rewrite(start, plan, check)
     return replace(done, notes=(*notes, *done.notes))

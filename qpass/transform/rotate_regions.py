@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from qpass.analyze import Region, find_regions
+from qpass.analyze import Region, by_name, find_regions
 from qpass.ir import ChangeBasis, Contract, Note, Pass, Program
 from qpass.plan import Rotated
 from qpass.rotations import Group
@@ -27,8 +27,10 @@ class RotateRegions(Pass):
             if not chosen:
                 continue
             group = Group.ORTHOGONAL_ONES if lifted else Group.ORTHOGONAL
-            regions = {region.name: region for region in find_regions(program, group)}
-            notes += [_rotate(program, regions.get(c.region), c) for c in chosen]
+            regions = by_name(find_regions(program, group))
+            # plans of several graphs may call one region by two of its names
+            once = {r.name if (r := regions.get(c.region)) else c.region: c for c in chosen}
+            notes += [_rotate(program, regions.get(c.region), c) for c in once.values()]
         return notes
 
 

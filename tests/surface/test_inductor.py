@@ -60,7 +60,7 @@ class Counting:
         return qpass.backend.backend(gm, example_inputs, options=self.options)
 
 
-def model() -> hf.PreTrainedModel:
+def model(*, tied: bool = True) -> hf.PreTrainedModel:
     config = hf.LlamaConfig(
         vocab_size=64,
         max_position_embeddings=64,
@@ -69,7 +69,7 @@ def model() -> hf.PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=PAD,
     )
     return tiny(config, dtype=torch.float32)
@@ -136,6 +136,23 @@ def test_both_scopes_choose_the_same_codes() -> None:
     with torch.no_grad():
         want = whole(tokens(), use_cache=False).logits
         assert error(compiled(tokens(), use_cache=False).logits, want) < SAME
+
+
+@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_plan_saved_while_compiling_gives_the_same_model(tmp_path: Path, *, tied: bool) -> None:
+    recipe = {"recipe": "w8a16", "rotation": "on"}
+    compiled = model(tied=tied)
+    compiled.compile(backend=Counting(recipe=recipe, save_plan=tmp_path / "plan.json"))
+    tokens_out, logits = written(compiled)
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.rotated
+    assert plan.online
+    same = qpass.quantize(model(tied=tied), plan=plan, inputs={"input_ids": tokens()})
+    found, again = written(same)
+    # the codes are the same, the activations float
+    assert error(again, logits) < SAME
+    assert torch.equal(found, tokens_out)
 
 
 @pytest.mark.usefixtures("no_inductor")
