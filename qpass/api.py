@@ -20,6 +20,7 @@ from qpass.hf.sample import sample_call, sample_calls
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose
+from qpass.plan.fits import expect_fits
 from qpass.quantize.errors import SiteErrors
 from qpass.report.inspection import Inspection, inspection
 from qpass.report.terminal import progress
@@ -91,6 +92,7 @@ def rotate(
 
     def decide(folded: Program) -> Plan:
         if known is not None:
+            expect_fits(known, folded)
             return known
         recipe = bounds.within(given)
         return choose(folded, recipe, refusals=bounds.refusals, stored=True)
@@ -134,6 +136,7 @@ def quantize(
 
         def decide(folded: Program) -> Plan:
             if known is not None:
+                expect_fits(known, folded)
                 return known
             recipe, refused = bounds.within(given), bounds.refusals
             program = captured.program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import torch
 from torch import nn
 
 import qpass
+from qpass.errors import BadInput
+from qpass.formats import QuantSpec
+from qpass.plan import Online, Plan, Quantized, Recipe, Role, Rotated
+from qpass.rotations import Transform
 from tests.zoo import specimen, tokens
 
 IDS = tokens()
@@ -126,6 +131,20 @@ def test_wrong_plans(model: nn.Module, plan: object) -> None:
     for call in (qpass.quantize, qpass.rotate):
         with pytest.raises(qpass.QpassError, match="plan"):
             call(model, inputs=GOOD, plan=plan)
+
+
+@pytest.mark.parametrize("part", ["rotated", "online", "quantized"])
+def test_a_plan_for_another_model(model: nn.Module, part: str) -> None:
+    plan = Plan(
+        Recipe("other"),
+        rotated=(Rotated("far.weight[0:8]", Transform("hadamard", 8, 0)),),
+        online=(Online("far.weight", Transform("hadamard", 8, 0)),),
+        quantized=(Quantized("far.weight", Role.LINEAR, QuantSpec("int8"), None, "nearest"),),
+    )
+    empty = {key: () for key in ("rotated", "online", "quantized") if key != part}
+    for call in (qpass.quantize, qpass.rotate):
+        with pytest.raises(BadInput, match=r"plan: the model has no .* far\.weight"):
+            call(model, inputs=GOOD, plan=replace(plan, **empty))
 
 
 @pytest.mark.parametrize("where", [3, None, ["out"]])
