@@ -128,7 +128,7 @@ def _compile(
     except CaptureFailed as error:
         if options.strict:
             raise
-        log.warning("a graph is left to inductor as it is: %s", error)
+        warnings.warn(f"a graph is left to inductor unquantized: {error}", stacklevel=2)
         return _untouched(gm, examples, config)
     plan, program, notes = _quantized(traced, examples, options)
     compiled = lower(replace(traced, program=program), examples, config)
