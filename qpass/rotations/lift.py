@@ -17,11 +17,19 @@ def lift(Q: Tensor) -> Tensor:
     M reflects `u Q` onto the unit vector u along the all-ones vector; where the two almost agree
     it rotates in their plane instead, so that `R == Q` where Q fixes u already.
     """
-    n = Q.shape[-1]
-    u = torch.full((n,), 1 / math.sqrt(n), dtype=Q.dtype, device=Q.device)
-    image = u @ Q
+    a_kn, b_kn = lift_terms(_ones(Q.shape[-1], Q) @ Q)
+    return Q + (Q @ a_kn.mT) @ b_kn
+
+
+def lift_terms(image: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B `[k, n]` with `R = Q (I + A.T B)`, where `image` is `u Q`; k is 1 or 2."""
+    u = _ones(image.shape[-1], image)
     v = image - u
     if v @ v >= _NEAR:
-        return Q - torch.outer(Q @ v, v) * (2 / (v @ v))
+        return v.unsqueeze(0), v.unsqueeze(0) * (-2 / (v @ v))
     w = image + u
-    return Q - torch.outer(Q @ w, w) / (1 + image @ u) + 2 * torch.outer(Q @ image, u)
+    return torch.stack((w, image)), torch.stack((w / -(1 + image @ u), 2 * u))
+
+
+def _ones(n: int, like: Tensor) -> Tensor:
+    return torch.full((n,), 1 / math.sqrt(n), dtype=like.dtype, device=like.device)

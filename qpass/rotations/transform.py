@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from qpass.errors import BadInput
 from qpass.rotations.apply import apply, transform_blocks
 from qpass.rotations.base import ROTATIONS, Fast, Key, Rotation
-from qpass.rotations.lift import lift
+from qpass.rotations.lift import lift, lift_terms
 
 
 @final
@@ -39,6 +39,11 @@ class Transform:
         if self.heads != 1 or self.lifted:
             return None
         return rotation.fast(self.width, self.key(0))
+
+    def lift(self) -> tuple[Tensor, Tensor]:
+        """A and B `[k, width]` with `R = Q (I + A.T B)`, where Q is the same without the lift."""
+        u = torch.full((self.width,), self.width**-0.5, dtype=torch.float64, device="cpu")
+        return lift_terms(replace(self, lifted=False).turn(u.unsqueeze(0)).squeeze(0))
 
     def turn(self, x_rhn: Tensor, *, inverse: bool = False) -> Tensor:
         """`x @ R` on the last axis for each head's R, or `x @ R.T` if `inverse`, in float64.
