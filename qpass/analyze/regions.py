@@ -73,13 +73,13 @@ def find_regions(
 
 def _regions(c: Constraints) -> tuple[Region, ...]:
     solution = Solution(c)
-    placed, uses = solution.placed, _uses(c.program)
+    placed, uses = solution.placed, use_names(c.program)
     regions: list[Region] = []
     for leaf in solution.leaves:
         if leaf not in placed.sites or leaf not in placed.spans:
             continue
         head = solution.head(leaf)
-        made = [_site(c, use, axis, place, head) for use, axis, place in placed.sites[leaf]]
+        made = [site_of(c, use, axis, place, head) for use, axis, place in placed.sites[leaf]]
         regions.append(
             Region(
                 names=_names(c.program, uses, made),
@@ -94,7 +94,7 @@ def _regions(c: Constraints) -> tuple[Region, ...]:
     return tuple(regions)
 
 
-def _uses(program: Program) -> dict[str, str]:
+def use_names(program: Program) -> dict[str, str]:
     """What each use of a weight is called: `path`, and `path@1`, `path@2`, ... as in the trace."""
     names: dict[str, str] = {}
     calls: Counter[str] = Counter()
@@ -116,17 +116,17 @@ def _names(program: Program, uses: Mapping[str, str], sites: Iterable[Site]) -> 
         return vector, site.role is Role.READS, numbered, site.axis, site.block.offset
 
     ordered = sorted(sites, key=order)
-    return tuple(dict.fromkeys(_name(uses[site.use], site) for site in ordered))
+    return tuple(dict.fromkeys(name_of(uses[site.use], site) for site in ordered))
 
 
-def _name(use: str, site: Site) -> str:
+def name_of(use: str, site: Site) -> str:
     """A region as a slice of a weight."""
     start, stride = site.block.offset, site.block.strides[-1]
     span = f"{start}:{start + site.block.width * stride}" + (f":{stride}" if stride > 1 else "")
     return f"{use}[{', '.join([':'] * site.axis + [span])}]"
 
 
-def _site(c: Constraints, node: fx.Node, axis: int, place: Placement, head: Atom | None) -> Site:
+def site_of(c: Constraints, node: fx.Node, axis: int, place: Placement, head: Atom | None) -> Site:
     sizes: list[int] = []
     strides: list[int] = []
     at: int | None = None

@@ -33,21 +33,28 @@ def collect(
     """What the rules say about a program; without a `boundary`, inputs and outputs are free."""
     c = Constraints(program, group)
     for node in program.graph.nodes:
-        c.node = node
-        if node.op == "output":
-            for returned in node.all_input_nodes:
-                if boundary and returned in c.layouts:
-                    c.pin_all(returned, "the graph returns it")
-        elif node.op == "placeholder":
-            if read.fake(node) is not None:
-                c.give_fresh(node)
-                if boundary and node.name not in program.weights:
-                    c.pin_all(node, "the graph receives it")
-        else:
-            _apply(node, c)
-            if node.name in held and node in c.layouts:
-                c.pin_all(node, "a cache may hold it")
+        visit(node, c, held=held, boundary=boundary)
     return c
+
+
+def visit(
+    node: fx.Node, c: Constraints, *, held: Collection[str] = (), boundary: bool = True
+) -> None:
+    """Add what is to be said about one node, whose inputs have been visited."""
+    c.node = node
+    if node.op == "output":
+        for returned in node.all_input_nodes:
+            if boundary and returned in c.layouts:
+                c.pin_all(returned, "the graph returns it")
+    elif node.op == "placeholder":
+        if read.fake(node) is not None:
+            c.give_fresh(node)
+            if boundary and node.name not in c.program.weights:
+                c.pin_all(node, "the graph receives it")
+    else:
+        _apply(node, c)
+        if node.name in held and node in c.layouts:
+            c.pin_all(node, "a cache may hold it")
 
 
 # operators that look at the shape of a tensor and not at its entries
