@@ -195,7 +195,7 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
 
     def make() -> Plan:
         if recipe.rotation != "auto":
-            return choose(folded, recipe, held=held)
+            return choose(folded, recipe, held=held, pairs=True)
         if freed := [name for name, source in sources.items() if is_freed(source)]:
             raise StateError(
                 f"the float weight {freed[0]} was freed, and another graph asks for its error\n"
@@ -205,7 +205,7 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
         errors = SiteErrors(
             program, folded, inputs, lambda plan: carry_out(program, folded, plan).program
         )
-        return choose(folded, recipe, held=held, errors=errors)
+        return choose(folded, recipe, held=held, pairs=True, errors=errors)
 
     parameters = [s for s in sources.values() if isinstance(s, nn.Parameter)]
     return _within(remembered(parameters, recipe, make), folded)
@@ -219,6 +219,7 @@ def _within(plan: Plan, program: Program) -> Plan:
     return replace(
         plan,
         rotated=tuple(r for r in plan.rotated if r.region in free),
+        paired=tuple(p for p in plan.paired if not regions.keys().isdisjoint(p.turned)),
         online=tuple(o for o in plan.online if o.site in sites),
         quantized=tuple(q for q in plan.quantized if q.site in sites),
     )

@@ -130,6 +130,13 @@ def _size(size: Size) -> Size:
     return size if known is None else int(known)
 
 
+def hint(size: Size) -> int:
+    """A size of the sample inputs; 1 where none is known."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
+
+
 def dtype(node: fx.Node) -> torch.dtype | None:
     """The element type of a tensor value, or None for a value that is no tensor."""
     found = fake(node)

@@ -1,13 +1,14 @@
 """What a user may ask for, and what will be done."""
 
 from qpass.plan.capability import Capability
-from qpass.plan.plan import Declined, Online, Plan, Quantized, Rotated
+from qpass.plan.plan import Declined, Online, Paired, Plan, Quantized, Rotated
 from qpass.plan.recipe import Recipe, Role, preset_names
 
 __all__ = [
     "Capability",
     "Declined",
     "Online",
+    "Paired",
     "Plan",
     "Quantized",
     "Recipe",

@@ -17,8 +17,10 @@ from qpass.analyze import (
     find_tables,
     rotatable_regions,
 )
+from qpass.analyze.regions import name_of, use_names
 from qpass.ir import Program, read
-from qpass.plan.plan import Declined, Online, Plan, Quantized, Rotated
+from qpass.plan.pairs import choose_pairs
+from qpass.plan.plan import Declined, Online, Paired, Plan, Quantized, Rotated
 from qpass.plan.recipe import Recipe
 from qpass.plan.recipe import Role as Storage
 from qpass.rotations import ROTATIONS, Group, Transform
@@ -34,6 +36,7 @@ def choose(
     held: Collection[str] = (),
     refusals: Mapping[str, str] | None = None,
     stored: bool = False,
+    pairs: bool = False,
     errors: Errors | None = None,
 ) -> Plan:
     """Plan `recipe` for a program whose norms are folded.
@@ -41,8 +44,9 @@ def choose(
     Values named in `held` keep their basis; `refusals` says, by use, why a target can neither
     quantize a weight nor transform the input of its product. With `stored`, a tensor of a module
     has one value for all its uses, so a layer that is called twice changes alike in both calls or
-    not at all. With `rotation = "auto"`, `errors` decides, region by region and site by site; a
-    plan without rotations is always a candidate.
+    not at all. With `pairs`, transforms may run between any two nodes, and do where that takes
+    fewer than one for each value that products read. With `rotation = "auto"`, `errors` decides,
+    region by region and site by site; a plan without rotations is always a candidate.
     """
     sites = _Sites.of(program, held, refusals or {})
     quantized, declined = _quantize(sites, recipe)
@@ -50,9 +54,19 @@ def choose(
     if recipe.rotation == "off":
         return plan
     rotated, declined = _rotate(sites, recipe, stored=stored)
-    online, more = _online(sites, recipe, rotated)
+    covered = sites.covered(rotated)
+    paired: tuple[Paired, ...] = ()
+    if pairs:
+        left = [m for m in sites.matmuls if m.use not in covered and not sites.transforms(m)]
+        paired = choose_pairs(program, recipe, sites.regions, left, held=held, stored=stored)
+        covered |= sites.paired(paired)
+    online, more = _online(sites, recipe, covered)
     full = replace(
-        plan, rotated=rotated, online=online, declined=(*plan.declined, *declined, *more)
+        plan,
+        rotated=rotated,
+        paired=paired,
+        online=online,
+        declined=(*plan.declined, *declined, *more),
     )
     if recipe.rotation == "on" or errors is None:
         return full
@@ -83,6 +97,35 @@ class _Sites:
         """The products whose input changes with a region."""
         reading = {(s.use, s.axis) for s in region.sites if s.role is Role.READS}
         return [m for m in self.matmuls if (m.use, m.reads) in reading]
+
+    def reading(self, region: Region) -> dict[str, int]:
+        """The weights that are summed over with a region, by use, and the lengths of their axes."""
+        return {
+            s.use: int(read.shape(self.program.node(s.use))[s.axis])
+            for s in region.sites
+            if s.role is Role.READS
+        }
+
+    def covered(self, rotated: Iterable[Rotated]) -> set[str]:
+        """The uses of weights whose input a rotation reaches."""
+        names = {choice.region for choice in rotated}
+        return {use for r in self.regions if r.name in names for use in self.reading(r)}
+
+    def paired(self, paired: Iterable[Paired]) -> set[str]:
+        """The same for regions that turn in part."""
+        turned = {name for choice in paired for name in choice.turned}
+        uses = use_names(self.program) if turned else {}
+        return {
+            site.use
+            for region in self.regions
+            for site in region.sites
+            if site.role is Role.READS and name_of(uses.get(site.use, ""), site) in turned
+        }
+
+    def transforms(self, matmul: Matmul) -> bool:
+        """Whether a layer transforms its input itself."""
+        value = self.program.node(matmul.value)
+        return read.calls(value, torch.ops.qpass.hadamard.default)
 
     def shape(self, matmul: Matmul) -> tuple[int, int]:
         """Rows and columns of a product's weight."""
@@ -126,12 +169,12 @@ def _rotate(
 ) -> tuple[tuple[Rotated, ...], tuple[Declined, ...]]:
     rotated: list[Rotated] = []
     declined: list[Declined] = []
-    free = {m.use for region in sites.regions if region.free for m in sites.readers(region)}
+    free = {use for region in sites.regions if region.free for use in sites.reading(region)}
     for region in sites.regions:
-        readers = sites.readers(region)
+        readers = sites.reading(region)
         if region.width < 2 or not readers:
             continue
-        if region.pins and all(m.use in free for m in readers):
+        if region.pins and free.issuperset(readers):
             # another factor of the same axis turns, which is all the readers need
             continue
         if region.pins:
@@ -145,7 +188,7 @@ def _rotate(
         if recipe.keep_tied and (shared := _tied(sites.program, region)) is not None:
             declined.append(Declined(region.name, f"not rotated: {shared} is tied"))
             continue
-        partial = any(sites.shape(m)[1] != region.width for m in readers)
+        partial = any(length != region.width for length in readers.values())
         rotation = recipe.value if partial else recipe.residual
         lifted = region.group is Group.ORTHOGONAL_ONES
         if (why := ROTATIONS[rotation].supports(region.width)) is not None:
@@ -181,16 +224,12 @@ def _tied(program: Program, region: Region) -> str | None:
 
 
 def _online(
-    sites: _Sites, recipe: Recipe, rotated: tuple[Rotated, ...]
+    sites: _Sites, recipe: Recipe, covered: Collection[str]
 ) -> tuple[tuple[Online, ...], tuple[Declined, ...]]:
-    names = {r.region for r in rotated}
-    covered = {m.use for r in sites.regions if r.name in names for m in sites.readers(r)}
     online: list[Online] = []
-    declined: list[Declined] = []
+    declined = _unreached(sites, covered)
     for matmul in sites.matmuls:
-        value = sites.program.node(matmul.value)
-        # a layer that transforms its input itself needs no second transform
-        if matmul.use in covered or read.calls(value, torch.ops.qpass.hadamard.default):
+        if matmul.use in covered or sites.transforms(matmul):
             continue
         name, width = sites.name(matmul), sites.shape(matmul)[1]
         why = sites.refusals.get(matmul.use) or ROTATIONS[recipe.online].supports(width)
@@ -204,6 +243,18 @@ def _online(
     return tuple({o.site: o for o in online}.values()), tuple(declined)
 
 
+def _unreached(sites: _Sites, covered: Collection[str]) -> list[Declined]:
+    """Weights of products that no online transform is made for, where no rotation reaches them."""
+    known = {*covered, *(m.use for m in sites.matmuls)}
+    found: dict[str, Declined] = {}
+    for region in sites.regions:
+        why = f"{region.pins[0].why} ({region.pins[0].where})" if region.pins else "left as it is"
+        for use in sites.reading(region).keys() - known:
+            name = sites.program.site(use)
+            found.setdefault(name, Declined(name, f"its input is not rotated: {why}"))
+    return list(found.values())
+
+
 def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors) -> Plan:
     """Keep each rotation that lowers the summed error of the sites it changes the input of."""
     before, after = errors(plain), errors(full)
@@ -215,7 +266,9 @@ def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors) -> Plan:
     readers = {r.name: [sites.name(m) for m in sites.readers(r)] for r in sites.regions}
     rotated = tuple(r for r in full.rotated if gains(readers[r.region]))
     online = tuple(o for o in full.online if gains((o.site,)))
-    mixed = replace(full, rotated=rotated, online=online)
+    reached = {p: [sites.program.site(use) for use in sites.paired((p,))] for p in full.paired}
+    paired = tuple(p for p in full.paired if gains(reached[p]))
+    mixed = replace(full, rotated=rotated, online=online, paired=paired)
     totals = {plan: sum(errors(plan).values()) for plan in (plain, full, mixed)}
     return min((mixed, full, plain), key=lambda plan: totals[plan])
 

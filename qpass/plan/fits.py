@@ -13,10 +13,11 @@ _SHOWN = 3
 
 def expect_fits(plan: Plan, program: Program) -> None:
     """Raise `BadInput` where a plan names what `program`, its norms folded, does not have."""
-    regions = by_name(rotatable_regions(program)) if plan.rotated else {}
+    turning = [choice.region for choice in (*plan.rotated, *plan.paired)]
+    regions = by_name(rotatable_regions(program)) if turning else {}
     products = {program.site(matmul.use) for matmul in find_matmuls(program)}
     tables = {program.site(use) for use in find_tables(program)}
-    missing = [f"region {r.region}" for r in plan.rotated if r.region not in regions]
+    missing = [f"region {name}" for name in turning if name not in regions]
     missing += [f"product {o.site}" for o in plan.online if o.site not in products]
     for choice in plan.quantized:
         table = choice.role is Role.EMBEDDING

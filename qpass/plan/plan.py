@@ -45,6 +45,21 @@ class Online:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """A region of which a part turns; where the parts meet, a pair of transforms is put in.
+
+    `turned` are the slices of weights that absorb `transform`, the other weights of the region stay
+    as they are. They say all: which values turn follows from them at the least cost.
+    """
+
+    region: str
+    transform: Transform
+    turned: tuple[str, ...]
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Quantized:
     """How the weight of a site is stored and its input quantized."""
 
@@ -74,11 +89,13 @@ class Plan:
     online: tuple[Online, ...] = ()
     quantized: tuple[Quantized, ...] = ()
     declined: tuple[Declined, ...] = ()
+    paired: tuple[Paired, ...] = ()
 
     def __post_init__(self) -> None:
         set_once = object.__setattr__
         set_once(self, "rotated", _sorted("rotated", self.rotated, lambda r: r.region))
         set_once(self, "online", _sorted("online", self.online, lambda o: o.site))
+        set_once(self, "paired", _sorted("paired", self.paired, lambda p: p.region))
         set_once(self, "quantized", _sorted("quantized", self.quantized, lambda q: q.site))
         set_once(self, "declined", tuple(sorted(self.declined, key=lambda d: (d.where, d.why))))
 
@@ -91,6 +108,7 @@ class Plan:
             "online": [asdict(entry) for entry in self.online],
             "quantized": [asdict(entry) | {"role": entry.role.value} for entry in self.quantized],
             "declined": [asdict(entry) for entry in self.declined],
+            **({"paired": [asdict(entry) for entry in self.paired]} if self.paired else {}),
         }
 
     def json(self) -> str:
@@ -110,6 +128,7 @@ class Plan:
             tuple({o.site: o for o in (*other.online, *self.online)}.values()),
             tuple({q.site: q for q in (*other.quantized, *self.quantized)}.values()),
             tuple({*self.declined, *other.declined}),
+            tuple({p.region: p for p in (*other.paired, *self.paired)}.values()),
         )
 
     @staticmethod
@@ -157,7 +176,8 @@ def _plan(data: object) -> Plan:
         raise BadInput(f"version {version} is newer than {PLAN_VERSION}; update qpass to read it")
     expect(version == PLAN_VERSION, "version", version, str(PLAN_VERSION))
     names = ("version", *(field.name for field in fields(Plan)))
-    record = _record("plan", data, names)
+    # plans without pairs are written as they were before there were any
+    record = _record("plan", {"paired": [], **cast("Mapping[str, object]", data)}, names)
     recipe = record["recipe"]
     expect(isinstance(recipe, Mapping), "recipe", recipe, "a table")
     return Plan(
@@ -166,6 +186,7 @@ def _plan(data: object) -> Plan:
         tuple(map(_online, _list(record, "online"))),
         tuple(map(_quantized, _list(record, "quantized"))),
         tuple(map(_declined, _list(record, "declined"))),
+        tuple(map(_paired, _list(record, "paired"))),
     )
 
 
@@ -177,6 +198,16 @@ def _rotated(data: object) -> Rotated:
 def _online(data: object) -> Online:
     record = _record("online", data, ("site", "transform"))
     return Online(_text(record, "site"), _transform(record["transform"]))
+
+
+def _paired(data: object) -> Paired:
+    record = _record("paired", data, ("region", "transform", "turned", "why"))
+    turned = _list(record, "turned")
+    for name in turned:
+        expect_type(str, "turned", name, "a list of strings")
+    transform = _transform(record["transform"])
+    names = tuple(cast("list[str]", turned))
+    return Paired(_text(record, "region"), transform, names, _text(record, "why"))
 
 
 def _quantized(data: object) -> Quantized:

@@ -23,6 +23,10 @@ def plan_table(plan: Plan) -> Table:
         ("rotated", entry.region, _transform(entry.transform)) for entry in plan.rotated
     ]
     rows += [("online", entry.site, _transform(entry.transform)) for entry in plan.online]
+    rows += [
+        ("paired", entry.region, f"{_transform(entry.transform)}: {entry.why}")
+        for entry in plan.paired
+    ]
     for entry in plan.quantized:
         stored = entry.weight.format
         read = "float" if entry.activation is None else entry.activation.format

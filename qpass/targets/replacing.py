@@ -22,7 +22,7 @@ from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
 from qpass.targets.replaceable import refusals
 from qpass.targets.stored import stored_axis
-from qpass.transform.insert_online import SignsOf
+from qpass.transform.turn import SignsOf
 
 # makes codes of a float64 weight [N, K]
 Encode = Callable[[Quantized, Tensor], QuantizedTensor]

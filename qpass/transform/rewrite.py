@@ -12,6 +12,7 @@ from qpass.ir import Check, Note, Pass, Program, read, run_passes
 from qpass.plan import Declined, Plan
 from qpass.transform.fold_norms import FoldNorms, is_norm
 from qpass.transform.insert_online import InsertOnline
+from qpass.transform.insert_pairs import InsertPairs
 from qpass.transform.rotate_regions import RotateRegions
 from qpass.verify.exact import PASS_LIMIT, TOTAL_LIMIT, ExactCheck
 
@@ -63,8 +64,9 @@ def carry_out(
     Those normalise values that change basis. The others keep their gains, which would rescale the
     columns of weights whose grids may fit as they are.
     """
-    regions = by_name(rotatable_regions(folded)) if plan.rotated else {}
-    wanted = {choice.region for choice in plan.rotated} & regions.keys()
+    turning = {choice.region for choice in (*plan.rotated, *plan.paired)}
+    regions = by_name(rotatable_regions(folded)) if turning else {}
+    wanted = turning & regions.keys()
     values = {span.value for name in wanted for span in regions[name].spans}
     every = frozenset(node.name for node in program.graph.nodes if is_norm(node))
     moving = frozenset(
@@ -79,22 +81,30 @@ def carry_out(
 
 
 def rewrite(program: Program, plan: Plan, check: Check | None = None) -> Rewritten:
-    """Rotate regions and insert online transforms where norms stand in the way of neither.
+    """Rotate regions, in part where they are paired, and insert transforms in front of products.
 
     When `check` refuses a whole group of choices, its halves are tried apart, so that one bad
     region does not cost the others.
     """
     after, rotated, notes = _apply(program, plan.rotated, RotateRegions, check)
+    after, paired, between = _apply(after, plan.paired, InsertPairs, check)
     after, online, more = _apply(after, plan.online, InsertOnline, check)
     undone = tuple(
         Declined(name, "its transform was undone: the outputs moved")
         for name in (
             *(r.region for r in plan.rotated if r not in rotated),
+            *(p.region for p in plan.paired if p not in paired),
             *(o.site for o in plan.online if o not in online),
         )
     )
-    kept = replace(plan, rotated=rotated, online=online, declined=(*plan.declined, *undone))
-    return Rewritten(after, kept, (*notes, *more))
+    kept = replace(
+        plan,
+        rotated=rotated,
+        paired=paired,
+        online=online,
+        declined=(*plan.declined, *undone),
+    )
+    return Rewritten(after, kept, (*notes, *between, *more))
 
 
 def _apply(
