@@ -18,18 +18,20 @@ from qpass.capture.export import capture, evaluating
 from qpass.errors import expect_instance
 from qpass.hf.sample import sample_call, sample_calls
 from qpass.ir import Note, Program, run_passes
-from qpass.plan import Capability, Plan, Recipe
+from qpass.plan import Capability, Declined, Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.plan.fits import expect_fits
 from qpass.quantize.errors import SiteErrors
+from qpass.report.coverage import Coverage, find_coverage, online_widths
 from qpass.report.inspection import Inspection, inspection
+from qpass.report.rotation import rotation_text
 from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
 from qpass.targets.ties import reads_flag, tied_uses
-from qpass.transform import FoldNorms, carry_out, fold_and_rewrite
+from qpass.transform import FoldNorms, carry_out, fold_and_rewrite, rewrite
 from qpass.verify.exact import ExactCheck, largest_error
 
 log = logging.getLogger("qpass")
@@ -43,13 +45,26 @@ class RotationReport:
     """What `rotate` did: errors are relative to the largest entry of each output.
 
     `max_error` is measured on the captured program in float64 with casts widened, `eager_error` on
-    the module itself in its own type.
+    the module itself in its own type. `coverage` says how much of the weights of matrix products
+    reads rotated inputs, `online` how wide the transforms are that a token costs: products of one
+    value share theirs.
     """
 
     plan: Plan
     notes: tuple[Note, ...]
     max_error: float
     eager_error: float
+    coverage: Coverage
+    online: tuple[int, ...]
+
+    @property
+    def declined(self) -> tuple[Declined, ...]:
+        """The regions and weights that are left as they were, each with its reason."""
+        return self.plan.declined
+
+    def __str__(self) -> str:
+        errors = (self.max_error, self.eager_error)
+        return rotation_text(self.plan, self.coverage, self.online, errors)
 
 
 def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
@@ -64,7 +79,8 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     recipe = Recipe("inspect", rotation="on")
     bounds = _bounds(model, captured.program, sample)
     plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True)
-    return inspection(folded, rotatable_regions(folded), plan, (*captured.notes, *notes))
+    regions, after = rotatable_regions(folded), rewrite(folded, plan).program
+    return inspection(folded, regions, plan, after, (*captured.notes, *notes))
 
 
 def rotate(
@@ -98,13 +114,14 @@ def rotate(
         return choose(folded, recipe, refusals=bounds.refusals, stored=True)
 
     done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
-    kept = Plan(done.plan.recipe, done.plan.rotated, done.plan.online, (), done.plan.declined)
+    kept = replace(done.plan, quantized=())
     before = _outputs(model, sample)
     written = write_back(model, captured.program, done.program, kept, ties=bounds.ties)
     eager_error = largest_error(_outputs(model, sample), before)
     assert done.error is not None
     notes = (*captured.notes, *done.notes, *written)
-    return RotationReport(kept, notes, done.error, eager_error)
+    coverage, online = find_coverage(done.program), online_widths(done.program)
+    return RotationReport(kept, notes, done.error, eager_error, coverage, online)
 
 
 def quantize(

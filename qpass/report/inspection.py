@@ -8,6 +8,7 @@ from typing import final
 from qpass.analyze import Region, find_matmuls
 from qpass.ir import Note, Program
 from qpass.plan import Plan
+from qpass.report.coverage import Coverage, coverage_table, find_coverage, online_widths
 from qpass.report.table import Table, collapsed
 
 # the columns of a region that number layers
@@ -41,13 +42,16 @@ class Absorber:
 class Inspection:
     """The regions and products of a model, and notes on what could not be understood.
 
-    `absorbers` are the weights of each region, in the order of the regions.
+    `absorbers` are the weights of each region, in the order of the regions. `coverage` and `online`
+    say what rotating all that can rotate reaches, and which transforms it costs for each token.
     """
 
     regions: tuple[Region, ...]
     absorbers: tuple[tuple[Absorber, ...], ...]
     products: tuple[Product, ...]
     notes: tuple[Note, ...]
+    coverage: Coverage
+    online: tuple[int, ...]
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Regions, products, and everything declined, each with its reason."""
@@ -89,14 +93,25 @@ class Inspection:
         ]
         return Table("regions", (*REGION_NAMES, "group", "size", "weights", "state"), tuple(rows))
 
+    def coverage_table(self) -> Table:
+        """How much of the weights reads rotated inputs, and what that costs for each token."""
+        return coverage_table(self.coverage, self.online)
+
     def __str__(self) -> str:
-        return "\n".join(table.text() for table in self.summary())
+        return "\n".join(table.text() for table in (*self.summary(), self.coverage_table()))
 
 
 def inspection(
-    program: Program, regions: tuple[Region, ...], plan: Plan, notes: tuple[Note, ...]
+    program: Program,
+    regions: tuple[Region, ...],
+    plan: Plan,
+    rewritten: Program,
+    notes: tuple[Note, ...],
 ) -> Inspection:
-    """Describe a program with its norms folded, and the plan that rotates all it can."""
+    """Describe a program with its norms folded, and the plan that rotates all it can.
+
+    `rewritten` is the program after that plan.
+    """
     rotated = {r.region for r in plan.rotated}
     readers = {
         (site.use, site.axis): region.name
@@ -123,4 +138,7 @@ def inspection(
         tuple(Absorber(program.site(s.use), s.axis, s.role.value) for s in region.sites)
         for region in regions
     )
-    return Inspection(regions, absorbers, tuple(products), notes)
+    listed = {product.site for product in products} | {region.name for region in regions}
+    others = tuple(Note(False, d.where, d.why) for d in plan.declined if d.where not in listed)
+    coverage, widths = find_coverage(rewritten), online_widths(rewritten)
+    return Inspection(regions, absorbers, tuple(products), (*notes, *others), coverage, widths)

@@ -29,7 +29,9 @@ def test_regions_products_and_refusals(folder: str, capsys) -> None:
 def test_as_json(folder: str, capsys) -> None:
     assert run(["inspect", folder, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"regions", "products", "declined"} == found.keys()
+    assert {"regions", "products", "declined", "inputs of products"} == found.keys()
+    (inputs,) = found["inputs of products"]
+    assert inputs["folded"] + inputs["online"] + inputs["declined"] == pytest.approx(1)
     assert all(product["why"] for product in found["products"])
 
 

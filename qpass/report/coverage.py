@@ -1,0 +1,74 @@
+"""How much of a model reads rotated inputs, and what that costs for each token."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+
+from qpass.analyze.readers import find_readers
+from qpass.ir import ChangeBasis, Program, Weight, read
+from qpass.report.table import Table
+
+
+class Coverage(NamedTuple):
+    """How the inputs of matrix products are rotated, as fractions of the entries of their weights.
+
+    `folded`: by what other weights have absorbed. `online`: while the model runs. They sum to 1.
+    """
+
+    folded: float
+    online: float
+    declined: float
+
+
+def find_coverage(program: Program) -> Coverage:
+    """What the weights of a program have absorbed; a weight of several uses counts once."""
+    readers = find_readers(program)
+    uses = Counter(program.weights[use].source or use for use in readers)
+    entries = {"folded": 0.0, "online": 0.0, "declined": 0.0}
+    for use, axes in readers.items():
+        shape = read.static_shape(program.node(use)) or ()
+        share = math.prod(shape) / uses[program.weights[use].source or use]
+        turned = max(_turned(program.weights[use], axis, shape[axis]) for axis in axes)
+        how = "online" if _is_online(program, use) else "folded"
+        turned = 1.0 if how == "online" else turned
+        entries[how] += share * turned
+        entries["declined"] += share * (1 - turned)
+    total = sum(entries.values())
+    if total == 0:
+        return Coverage(0.0, 0.0, 1.0)
+    return Coverage(**{how: count / total for how, count in entries.items()})
+
+
+def online_widths(program: Program) -> tuple[int, ...]:
+    """The width of each transform that runs with a program; products of one value share theirs."""
+    hadamard = torch.ops.qpass.hadamard.default
+    found = [n for n in program.graph.nodes if read.calls(n, hadamard)]
+    return tuple(sorted(int(read.shape(read.value(n, "signs"))[0]) for n in found))
+
+
+def coverage_table(coverage: Coverage, online: tuple[int, ...]) -> Table:
+    """One row: the fractions, and how many online transforms of which widths a token costs."""
+    widths = ", ".join(f"{count} x {width}" for width, count in sorted(Counter(online).items()))
+    columns = (*Coverage._fields, "online transforms", "widths")
+    return Table("inputs of products", columns, ((*coverage, len(online), widths or None),))
+
+
+def _turned(weight: Weight, axis: int, length: int) -> float:
+    """The part of an axis that changed basis."""
+    blocks = {
+        step.block for step in weight.steps if isinstance(step, ChangeBasis) and step.axis == axis
+    }
+    return min(1.0, sum(math.prod(block.sizes) for block in blocks) / length)
+
+
+def _is_online(program: Program, use: str) -> bool:
+    """Whether a product with the weight reads what a transform has just made."""
+    return any(
+        read.calls(value, torch.ops.qpass.hadamard.default)
+        for user in program.node(use).users
+        for value in user.all_input_nodes
+    )
