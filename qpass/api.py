@@ -16,6 +16,7 @@ from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating
 from qpass.errors import expect_instance
+from qpass.hf.saving import take_over_saving
 from qpass.hf.sample import sample_call, sample_calls
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Declined, Plan, Recipe
@@ -117,6 +118,7 @@ def rotate(
     kept = replace(done.plan, quantized=())
     before = _outputs(model, sample)
     written = write_back(model, captured.program, done.program, kept, ties=bounds.ties)
+    take_over_saving(model)
     eager_error = largest_error(_outputs(model, sample), before)
     assert done.error is not None
     notes = (*captured.notes, *done.notes, *written)
@@ -171,6 +173,7 @@ def quantize(
             advance=lambda at, of: advance("quantize", at, of),
             ties=bounds.ties,
         )
+    take_over_saving(model)
     for note in (*captured.notes, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model

@@ -11,7 +11,6 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from qpass.errors import BadInput, expect_instance
-from qpass.hf.hook import announce
 from qpass.hf.pretrained import load_model
 from qpass.targets import checkpoint
 from qpass.targets.checkpoint import SECTION
@@ -31,9 +30,6 @@ _COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-
-# from here on `from_pretrained` reads what `save` writes
-announce()
 
 
 def save(model: nn.Module, where: str | Path) -> None:

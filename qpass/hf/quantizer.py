@@ -9,6 +9,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qpass.errors import StateError
+from qpass.hf.saving import take_over_saving
 from qpass.targets.checkpoint import CONFIG, METHOD, SECTION, complete, prepare, read_section
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class QpassQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: object
     ) -> PreTrainedModel:
         complete(model, self._table, model.dtype)
+        take_over_saving(model)
         # it is an ordinary model from here on: casts are allowed
         cast("Any", model).is_quantized = False
         return model

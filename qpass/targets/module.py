@@ -129,8 +129,8 @@ def _build_tensors(
     notes: list[Note],
 ) -> list[_Slot]:
     _check_ownerless(before, after)
-    # uses that end equal share one parameter again, which is how tied weights stay tied
-    made: dict[tuple[Weight, Owner], nn.Parameter] = {}
+    # uses of one parameter that end equal share one again, which is how tied weights stay tied
+    made: dict[tuple[int, Weight, Owner], nn.Parameter] = {}
     worst: dict[torch.dtype, float] = {}
     slots: list[_Slot] = []
     for (path, name), uses in kept.items():
@@ -144,7 +144,7 @@ def _build_tensors(
             )
         module = model.get_submodule(path)
         old = held(module).get(name)
-        key = (weight, replace(owner, module="", attribute=""))
+        key = (id(old), weight, replace(owner, module="", attribute=""))
         if old is None:
             slots.append(_new_bias(module, owner, after, uses[0]))
         elif key in made:
