@@ -16,8 +16,8 @@ from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating
 from qpass.errors import expect_instance
-from qpass.hf.saving import take_over_saving
 from qpass.hf.sample import sample_call, sample_calls
+from qpass.hf.saving import take_over_saving
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Declined, Plan, Recipe
 from qpass.plan.choose import choose

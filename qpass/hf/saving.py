@@ -27,7 +27,7 @@ def take_over_saving(model: nn.Module) -> None:
 def _save_pretrained(
     model: nn.Module,
     save_directory: str | Path,
-    is_main_process: bool = True,  # noqa: FBT001, FBT002  the signature that it stands for
+    is_main_process: bool = True,
     max_shard_size: int | str | None = None,
     **others: object,
 ) -> None:
