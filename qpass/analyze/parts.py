@@ -13,7 +13,7 @@ from typing import final
 from qpass.analyze.atoms import Atom, Axis, fresh, placements
 from qpass.analyze.constraints import Constraints, Pin
 from qpass.analyze.regions import Region, Site, name_of, site_of, use_names
-from qpass.analyze.solution import Solution, visit
+from qpass.analyze.solution import Solution, Span, visit
 from qpass.ir import Program, read
 from qpass.rotations import Group
 
@@ -25,6 +25,7 @@ class Part:
 
     sites: tuple[Site, ...]
     names: tuple[str, ...]
+    spans: tuple[Span, ...]
     pins: tuple[Pin, ...]
 
 
@@ -114,11 +115,13 @@ class _Found:
 
     def _part(self, leaf: Atom | None, where: str) -> Part:
         if leaf is None:
-            return Part((), (), (Pin("its entries are regrouped", where),))
-        placed = self._solution.placed.sites.get(leaf, [])
-        sites = tuple(site_of(self._c, use, axis, place, None) for use, axis, place in placed)
+            return Part((), (), (), (Pin("its entries are regrouped", where),))
+        placed, pins = self._solution.placed, self._solution.pins.get(leaf, ())
+        found = placed.sites.get(leaf, ())
+        sites = tuple(site_of(self._c, use, axis, place, None) for use, axis, place in found)
         names = tuple(name_of(self._uses[site.use], site) for site in sites)
-        return Part(sites, names, tuple(dict.fromkeys(self._solution.pins.get(leaf, ()))))
+        spans = tuple(dict.fromkeys(placed.spans.get(leaf, ())))
+        return Part(sites, names, spans, tuple(dict.fromkeys(pins)))
 
 
 def _leaf(axis: Axis) -> Atom | None:

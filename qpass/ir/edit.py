@@ -12,6 +12,10 @@ from qpass.ir.program import Owner, Program
 from qpass.ir.read import operator
 from qpass.ir.weights import Weight
 
+# what a node's metadata says of itself, not of where it comes from
+TURN = "qpass_turn"
+_OWN = ("val", "tensor_meta", TURN)
+
 
 def call(
     program: Program,
@@ -52,7 +56,7 @@ def _insert(
         node = program.graph.call_function(
             target, cast("tuple[Any, ...]", tuple(args)), cast("dict[str, Any]", dict(kwargs))
         )
-    node.meta = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
+    node.meta = {k: v for k, v in origin.meta.items() if k not in _OWN}
     return node
 
 

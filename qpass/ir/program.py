@@ -40,7 +40,9 @@ class Program:
     A tensor used twice has two placeholders, so each use can change on its own; two uses whose
     `Weight` values end equal share storage again. Placeholders that are not in `weights` are the
     inputs, in order. Sources are shared with the model and never written to. `rigid` are the paths
-    of the modules that would not add a bias which they do not have yet.
+    of the modules that would not add a bias which they do not have yet. `seams` are the only places
+    where a transform can stand (None: anywhere): a value, who reads it, and whether the value is
+    turned back there.
     """
 
     graph: fx.Graph
@@ -48,6 +50,7 @@ class Program:
     sources: Mapping[str, Tensor]
     owners: dict[str, Owner]
     rigid: frozenset[str] = frozenset()
+    seams: frozenset[tuple[str, str, bool]] | None = None
     _named: dict[str, fx.Node] = field(default_factory=dict[str, fx.Node], init=False, repr=False)
 
     @property
@@ -85,7 +88,7 @@ class Program:
     def clone(self) -> Program:
         """Copy the graph, with the same names; share the sources."""
         weights, owners = dict(self.weights), dict(self.owners)
-        return Program(copy(self.graph), weights, self.sources, owners, self.rigid)
+        return Program(copy(self.graph), weights, self.sources, owners, self.rigid, self.seams)
 
     def lint(self) -> None:
         """Raise unless the graph is well formed and every weight is a placeholder of it."""

@@ -166,12 +166,19 @@ def _pair(
 
 
 def _forks(program: Program, parts: Parts, *, lifted: bool) -> list[Fork]:
-    width = parts.region.width
-    costs = [work(program, value.name, width, lifted=lifted) for value in parts.values]
-    return [
-        Fork(value.made, tuple(part for _, part in value.readers), cost, cost)
-        for value, cost in zip(parts.values, costs, strict=True)
-    ]
+    """What each value costs, and what cannot be where the program has few seams."""
+    forks: list[Fork] = []
+    for value in parts.values:
+        cost = work(program, value.name, parts.region.width, lifted=lifted)
+        forks.append(Fork(value.made, tuple(part for _, part in value.readers), cost, cost))
+        if program.seams is None:
+            continue
+        for reader, part in value.readers:
+            # layers have the fast form of a transform in front of their product, and no lift
+            turn = not lifted and (value.name, reader, False) in program.seams
+            back = (value.name, reader, True) in program.seams
+            forks.append(Fork(value.made, (part,), 0 if turn else None, 0 if back else None))
+    return forks
 
 
 def work(program: Program, value: str, width: int, *, lifted: bool = False) -> int:

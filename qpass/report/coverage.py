@@ -11,6 +11,7 @@ import torch
 from qpass.analyze.readers import find_readers
 from qpass.ir import ChangeBasis, Program, Weight, read
 from qpass.report.table import Table
+from qpass.transform.turn import turn_of
 
 
 class Coverage(NamedTuple):
@@ -67,8 +68,8 @@ def _turned(weight: Weight, axis: int, length: int) -> float:
 
 def _is_online(program: Program, use: str) -> bool:
     """Whether a product with the weight reads what a transform has just made."""
-    return any(
-        read.calls(value, torch.ops.qpass.hadamard.default)
-        for user in program.node(use).users
-        for value in user.all_input_nodes
+    inputs = [value for user in program.node(use).users for value in user.all_input_nodes]
+    turns = [turn for value in inputs if (turn := turn_of(value)) is not None]
+    return any(read.calls(value, torch.ops.qpass.hadamard.default) for value in inputs) or any(
+        not inverse for _, inverse in turns
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, fx
@@ -72,7 +72,14 @@ def turned(
     before = edit.after(program, value)
     made = value if not inverse else maker.lifted(before, value, inverse=True)
     made = maker.fast(before, made, inverse=inverse)
-    return made if inverse else maker.lifted(before, made, inverse=False)
+    made = made if inverse else maker.lifted(before, made, inverse=False)
+    made.meta[edit.TURN] = (transform, inverse)
+    return made
+
+
+def turn_of(node: fx.Node) -> tuple[Transform, bool] | None:
+    """The transform that a node is the result of, and whether it is the inverse."""
+    return cast("tuple[Transform, bool] | None", node.meta.get(edit.TURN))
 
 
 @final
