@@ -15,6 +15,7 @@ from qpass.errors import BadInput
 from qpass.ops import PackedLinear, from_nibbles, pack_linear
 from qpass.rotations import Transform
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.turned_back import TurnedBack
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _DTYPES = {
@@ -54,7 +55,7 @@ class Form:
     padding_idx: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "rotated", "embedding"):
+        if self.kind not in ("linear", "rotated", "embedding", "back"):
             raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
         for name in filter(None, (self.dtype, self.bias)):
             float_type(name)
@@ -62,6 +63,9 @@ class Form:
     def tensors(self) -> Shapes:
         """The shape and type of each tensor that the checkpoint has for the layer."""
         n, k = self.rows, self.columns
+        if self.kind == "back":
+            # it holds another module, and what it computes follows from its transform
+            return {}
         if self.kind == "embedding":
             return {"codes": ((n, k), torch.int8), "row_scales": ((n,), torch.float32)}
         bias: Shapes = {} if self.bias is None else {"bias": ((n,), _DTYPES[self.bias])}
@@ -144,6 +148,21 @@ class Blank(nn.Module):
         )
 
 
+@final
+class BlankBack(nn.Module):
+    """A module that will have another around it, once its own tensors are there."""
+
+    def __init__(self, form: Form, inner: nn.Module) -> None:
+        super().__init__()
+        self.form = form
+        self.inner = inner
+
+    def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The two, turning back in `dtype` (None: as it was saved)."""
+        assert self.form.transform is not None
+        return TurnedBack(self.inner, self.form.transform, dtype or _DTYPES[self.form.dtype])
+
+
 def describe(model: nn.Module) -> tuple[Form, ...]:
     """The form of every layer that qpass put into `model`, by path."""
     found = (_form(path, module) for path, module in model.named_modules())
@@ -153,27 +172,30 @@ def describe(model: nn.Module) -> tuple[Form, ...]:
 def place(model: nn.Module, forms: Iterable[Form]) -> None:
     """Put a blank wherever the checkpoint has a layer of its own."""
     for form in forms:
-        _put(model, form.path, Blank(form))
+        inner = _at(model, form.path)
+        _put(model, form.path, BlankBack(form, inner) if form.kind == "back" else Blank(form))
 
 
 def finish(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Turn every blank, now filled, into its layer."""
-    blanks = [(path, m) for path, m in model.named_modules() if isinstance(m, Blank)]
+    blanks = [(p, m) for p, m in model.named_modules() if isinstance(m, Blank | BlankBack)]
     for path, blank in blanks:
         _put(model, path, blank.layer(dtype))
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
+    module.train(_at(model, path).training)
+    _at(model, parent)._modules[name] = module
+
+
+def _at(model: nn.Module, path: str) -> nn.Module:
     try:
-        owner = model.get_submodule(parent)
-        old = owner.get_submodule(name)
+        return model.get_submodule(path)
     except AttributeError as error:
         raise BadInput(
             f"the checkpoint has a layer {path}, the model has none; is it another model?"
         ) from error
-    module.train(old.training)
-    owner._modules[name] = module
 
 
 def _form(path: str, module: nn.Module) -> Form | None:
@@ -207,6 +229,9 @@ def _form(path: str, module: nn.Module) -> Form | None:
             transform=module.online.transform,
             transposed=module.transposed,
         )
+    if isinstance(module, TurnedBack):
+        width, dtype = module.transform.width, _name(module.dtype)
+        return Form(path, "back", width, width, dtype, transform=module.transform)
     return None
 
 

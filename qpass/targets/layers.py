@@ -35,7 +35,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-class _Fixed(nn.Module):
+class Fixed(nn.Module):
     """A module of qpass's operators, whose buffers keep their types when it is cast."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class _Fixed(nn.Module):
 
 
 @final
-class OnlineTransform(_Fixed):
-    """`x -> x R` on the last axis, by the fast form of R."""
+class OnlineTransform(Fixed):
+    """`x -> x R` on the last axis, by the fast form of R; the inverse lacks its signs."""
 
     signs: Tensor
     factor: Tensor
 
-    def __init__(self, transform: Transform, dtype: torch.dtype) -> None:
+    def __init__(self, transform: Transform, dtype: torch.dtype, *, inverse: bool = False) -> None:
         super().__init__()
         wide = _wide(dtype)
         fast = transform.fast()
@@ -68,12 +68,14 @@ class OnlineTransform(_Fixed):
             raise BadInput(f"{transform} has no fast form, so it cannot run with the model")
         self.transform = transform
         self.power = fast.power
-        self.register_buffer("signs", fast.signs.to(wide, copy=True), persistent=False)
-        self.register_buffer("factor", fast.factor.to(wide, copy=True), persistent=False)
+        # R = diag(signs) (factor (x) H) and H is symmetric
+        signs = torch.ones_like(fast.signs) if inverse else fast.signs
+        factor = fast.factor.mT.contiguous() if inverse else fast.factor
+        self.register_buffer("signs", signs.to(wide, copy=True), persistent=False)
+        self.register_buffer("factor", factor.to(wide, copy=True), persistent=False)
 
     def undo(self, weight_nk: Tensor) -> Tensor:
         """`weight @ R.T`: what a weight that absorbed the transform was before."""
-        # R = diag(signs) (factor (x) H) and H is symmetric
         ones = torch.ones_like(self.signs)
         turned = hadamard(weight_nk, ones, self.factor.mT.contiguous(), self.power)
         return turned * self.signs.to(turned.dtype)
@@ -85,7 +87,7 @@ class OnlineTransform(_Fixed):
         return f"{self.transform.rotation}, {self.transform.width}"
 
 
-class _Quantized(_Fixed, abc.ABC):
+class _Quantized(Fixed, abc.ABC):
     """Integers and scales: packed in memory, in the form of checkpoints in the state dict."""
 
     def __init__(self, dtype: torch.dtype) -> None:
