@@ -31,6 +31,7 @@ from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
+from qpass.targets.seams import find_seams
 from qpass.targets.ties import reads_flag, tied_uses
 from qpass.transform import FoldNorms, carry_out, fold_and_rewrite, rewrite
 from qpass.verify.exact import ExactCheck, largest_error
@@ -76,10 +77,10 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     sample = sample_call(model, inputs)
     check_float(model)
     captured = capture(model, sample)
+    bounds = _bounds(model, captured.program, sample)
     folded, notes = run_passes(captured.program, [FoldNorms()])
     recipe = Recipe("inspect", rotation="on")
-    bounds = _bounds(model, captured.program, sample)
-    plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True)
+    plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True, pairs=True)
     regions, after = rotatable_regions(folded), rewrite(folded, plan).program
     return inspection(folded, regions, plan, after, (*captured.notes, *notes))
 
@@ -112,7 +113,7 @@ def rotate(
             expect_fits(known, folded)
             return known
         recipe = bounds.within(given)
-        return choose(folded, recipe, refusals=bounds.refusals, stored=True)
+        return choose(folded, recipe, refusals=bounds.refusals, stored=True, pairs=True)
 
     done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
@@ -160,7 +161,7 @@ def quantize(
             recipe, refused = bounds.within(given), bounds.refusals
             program = captured.program
             errors = _errors(program, folded, flat[0]) if given.rotation == "auto" else None
-            return choose(folded, recipe, refusals=refused, stored=True, errors=errors)
+            return choose(folded, recipe, refusals=refused, stored=True, pairs=True, errors=errors)
 
         advance("rotate and verify", 0, 1)
         done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
@@ -182,7 +183,10 @@ def quantize(
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bounds:
-    """What the modules of a model cannot hold: a reason by use, and whether `ties` must stay."""
+    """What the modules of a model cannot hold: a reason by use, and whether `ties` must stay.
+
+    Where they can hold a transform is recorded in the program.
+    """
 
     refusals: Mapping[str, str]
     ties: bool
@@ -193,6 +197,7 @@ class _Bounds:
 
 def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
     refused, tied = refusals(model, program), tied_uses(program)
+    program.seams = find_seams(model, program, refused)
     with evaluating(model):
         ties = bool(tied) and reads_flag(model, lambda: _outputs(model, sample))
     if not ties:

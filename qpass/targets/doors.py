@@ -11,8 +11,10 @@ from torch import fx
 
 from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
 from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, Weight, Zeros, read
+from qpass.plan import Paired
 from qpass.rotations import Group, Transform
 from qpass.targets.changes import DIFFER, SAME, Carried, Change, Door
+from qpass.transform.insert_pairs import find_placements
 
 aten = torch.ops.aten
 
@@ -38,9 +40,11 @@ def is_folded(before: Weight, after: Weight | None) -> bool:
     )
 
 
-def find_doors(before: Program, after: Program, *, generation: int) -> tuple[Door, ...]:
+def find_doors(
+    before: Program, after: Program, *, generation: int, paired: Iterable[Paired] = ()
+) -> tuple[Door, ...]:
     """The doors of every module that computes something, by path; the root's path is empty."""
-    changes = find_changes(before, after, generation=generation)
+    changes = find_changes(before, after, generation=generation, paired=paired)
     inside: dict[str, set[fx.Node]] = {}
     for node in before.graph.nodes:
         if node.op == "call_function":
@@ -55,8 +59,13 @@ def find_doors(before: Program, after: Program, *, generation: int) -> tuple[Doo
     return tuple(sorted(doors, key=lambda door: door.module))
 
 
-def find_changes(before: Program, after: Program, *, generation: int) -> dict[str, Change]:
-    """The change of each value of `after` that is not what it was, by name."""
+def find_changes(
+    before: Program, after: Program, *, generation: int, paired: Iterable[Paired] = ()
+) -> dict[str, Change]:
+    """The change of each value of `after` that is not what it was, by name.
+
+    `paired` are the regions of which a part turned.
+    """
     lost: dict[str, str] = {}
     for use, owner in before.owners.items():
         if is_folded(before.weights[use], after.weights.get(use)):
@@ -68,6 +77,8 @@ def find_changes(before: Program, after: Program, *, generation: int) -> dict[st
     folded = before.clone()
     folded.weights = {use: after.weights.get(use, weight) for use, weight in before.weights.items()}
     changes.turn(folded)
+    for choice in paired:
+        changes.turn_parts(folded, choice)
     return changes.found
 
 
@@ -131,6 +142,19 @@ class _Changes:
                 if basis is not None:
                     for span in region.spans:
                         self._turn(span.value, span.axis, region, basis)
+
+    def turn_parts(self, folded: Program, choice: Paired) -> None:
+        """Record which values of a region that turns in part are in another basis."""
+        for placement in find_placements(folded, choice):
+            if isinstance(placement, str):
+                continue
+            for i in placement.turned:
+                part = placement.parts.parts[i]
+                region = dataclasses.replace(
+                    placement.parts.region, heads=1, sites=part.sites, spans=part.spans, pins=()
+                )
+                for span in part.spans:
+                    self._turn(span.value, span.axis, region, choice.transform)
 
     def _turn(self, value: str, axis: int, region: Region, basis: Transform) -> None:
         known = self.found.get(value, SAME)

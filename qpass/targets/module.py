@@ -19,6 +19,7 @@ from qpass.targets.doors import find_doors, folded_name, is_folded
 from qpass.targets.guard import install, whole
 from qpass.targets.record import check_float, record_of, set_record
 from qpass.targets.replacing import Advance, Encode, build_layers, held, nearest, unseen
+from qpass.targets.seams import build_around
 from qpass.targets.stored import to_stored
 from qpass.targets.ties import untie
 
@@ -55,9 +56,12 @@ def write_back(
         )
     notes: list[Note] = []
     layers = build_layers(model, before, after, plan, encode, notes, advance)
+    around = build_around(model, before, after)
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
+    generation = len(done.plans)
+    doors = find_doors(before, after, generation=generation, paired=plan.paired)
     record = replace(
         done,
         plans=(*done.plans, plan),
@@ -65,8 +69,8 @@ def write_back(
         untied=done.untied or _unties(model, tensors, layers),
         folded=(*done.folded, *(slot.path for slot in folded)),
         biases=(*done.biases, *(slot.path for slot in tensors if slot.new)),
-        doors=(*done.doors, find_doors(before, after, generation=len(done.plans))),
-        touched=tuple(sorted({*done.touched, *layers, *_touched(before, after)})),
+        doors=(*done.doors, doors),
+        touched=tuple(sorted({*done.touched, *layers, *around, *_touched(before, after)})),
     )
     if ties and record.untied and not done.untied:
         raise Unsupported(
@@ -78,6 +82,9 @@ def write_back(
             _swap(model, path, layer)
         for slot in (*tensors, *folded):
             slot.fill(model)
+        # last, as from then on what a module holds lies one step further
+        for path, layer in around.items():
+            _swap(model, path, layer)
         if record.untied:
             untie(model)
         install(model, record.doors, record.touched)

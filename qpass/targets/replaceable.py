@@ -101,12 +101,12 @@ def _structure(
         return f"{owner.module} also holds {', '.join(sorted(left))}"
     if "forward" in vars(module) and not is_guarded(module):
         return f"the forward of {owner.module} has been replaced"
-    if _hooks(module):
+    if has_hooks(module):
         return f"{owner.module} has hooks; register them after qpass has run"
     return None
 
 
-def _hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -1,0 +1,103 @@
+"""Where in a module a transform can stand: before a product, and before a module that only reads.
+
+The input of a linear layer is turned by the layer that takes its place. The input of another module
+is turned back by a module around it, if it is the only value that the module is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import torch
+from torch import fx, nn
+
+from qpass.analyze import find_matmuls
+from qpass.errors import Unsupported
+from qpass.ir import Program, read
+from qpass.rotations import Transform
+from qpass.targets.guard import is_guarded
+from qpass.targets.record import record_of
+from qpass.targets.replaceable import has_hooks
+from qpass.targets.replacing import held
+from qpass.targets.turned_back import TurnedBack
+from qpass.transform.turn import turn_of
+
+Seam = tuple[str, str, bool]
+
+
+def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> frozenset[Seam]:
+    """The edges at which the modules of `model` can hold a transform; see `Program.seams`.
+
+    `refused` are the uses of weights whose modules cannot be replaced.
+    """
+    matmuls = find_matmuls(program)
+    owned = {program.owners[m.use].module for m in matmuls if m.use in program.owners}
+    found = {
+        (m.value, m.node, False)
+        for m in matmuls
+        if m.use not in refused and m.use in program.owners
+    }
+    for path, nodes in _by_module(program).items():
+        given = {
+            (value, node)
+            for node in nodes
+            for value in node.all_input_nodes
+            if value not in nodes and program.weight(value) is None and read.is_floating(value)
+        }
+        if len(given) == 1 and path not in owned and _may_stand_around(model, path):
+            ((value, node),) = given
+            found.add((value.name, node.name, True))
+    return frozenset(found)
+
+
+def build_around(model: nn.Module, before: Program, after: Program) -> dict[str, nn.Module]:
+    """A module to stand around each one whose input is turned back, by path."""
+    transforms: dict[str, Transform] = {}
+    for node in after.graph.nodes:
+        turns = [turn for value in node.all_input_nodes if (turn := turn_of(value)) is not None]
+        path = read.module_path(node)
+        for transform, inverse in turns:
+            if inverse:
+                transforms[path] = transform
+    made: dict[str, nn.Module] = {}
+    for path, transform in transforms.items():
+        changed = [
+            owner.path
+            for use, owner in before.owners.items()
+            if owner.module == path and after.weights.get(use) != before.weights[use]
+        ]
+        if changed or not _may_stand_around(model, path):
+            raise Unsupported(
+                f"{path or 'the model'}: its input cannot be turned back\n"
+                "  leave the region that it reads unrotated"
+            )
+        module = model.get_submodule(path)
+        made[path] = TurnedBack(module, transform, _dtype(model, module))
+    return made
+
+
+def _by_module(program: Program) -> dict[str, set[fx.Node]]:
+    """The nodes that each module computes itself."""
+    found: dict[str, set[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (path := read.module_path(node)):
+            found.setdefault(path, set()).add(node)
+    return found
+
+
+def _may_stand_around(model: nn.Module, path: str) -> bool:
+    # nodes that no module computes are said to come from paths that do not exist
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None or module is model:
+        return False
+    record = record_of(model)
+    added = any(name.startswith(f"{path}.") for name in (*record.folded, *record.biases))
+    replaced = "forward" in vars(module) and not is_guarded(module)
+    leaf = next(module.children(), None) is None
+    return leaf and not added and not replaced and not has_hooks(module)
+
+
+def _dtype(model: nn.Module, module: nn.Module) -> torch.dtype:
+    """What a module computes in: the type of its tensors, or of the model's where it has none."""
+    own = [t for t in held(module).values() if t is not None and t.is_floating_point()]
+    return (own or [p for p in model.parameters() if p.is_floating_point()])[0].dtype

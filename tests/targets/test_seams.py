@@ -1,0 +1,134 @@
+"""Do modules hold pairs: a layer for each product, and a module around what reads a part?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import qpass
+from qpass.plan import Plan
+from qpass.targets.turned_back import TurnedBack
+from tests.transform.test_pairs import CASES, GPT2, bare, language, layer, rms, stack
+from tests.zoo import _GATED, tiny, tokens
+
+LIMIT = 1e-9
+# norms that cast to float32 inside are as exact as that when the module itself runs
+EAGER = 1e-5
+Case = Callable[[], tuple[nn.Module, Mapping[str, Tensor]]]
+
+# models whose last norm is the only reader of the stream that has to see it as it was
+LAST_NORM: dict[str, Case] = {
+    "llama": lambda: language(hf.LlamaConfig(**_GATED)),
+    "gpt2": lambda: language(GPT2),
+    "vit": lambda: (
+        tiny(
+            hf.ViTConfig(
+                hidden_size=36,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                intermediate_size=52,
+                image_size=8,
+                patch_size=4,
+            ),
+            kind=hf.AutoModel,
+        ),
+        {
+            "pixel_values": torch.randn(
+                2, 3, 8, 8, generator=torch.Generator().manual_seed(0)
+            ).double()
+        },
+    ),
+}
+
+
+def output(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        found = model(**inputs)
+    return found[0] if isinstance(found, tuple) else getattr(found, "last_hidden_state", found)
+
+
+def close(got: Tensor, want: Tensor, limit: float = EAGER) -> bool:
+    return bool((got - want).abs().max() <= limit * want.abs().max())
+
+
+@pytest.mark.parametrize("name", LAST_NORM)
+def test_a_base_model_turns_back_once(name: str) -> None:
+    model, inputs = LAST_NORM[name]()
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    around = [path for path, m in model.named_modules() if isinstance(m, TurnedBack)]
+    assert len(around) == 1
+    assert len(report.plan.paired) == 1
+    assert close(output(model, inputs), want)
+    assert report.max_error <= LIMIT
+    assert report.eager_error <= (EAGER if name == "llama" else LIMIT)
+    # what a part shows is what it was
+    shown: list[Tensor] = []
+    fresh, _ = LAST_NORM[name]()
+    for one in (fresh, model):
+        handle = one.get_submodule(around[0]).register_forward_pre_hook(
+            lambda _, args: shown.append(args[0].detach().clone())
+        )
+        output(one, inputs)
+        handle.remove()
+    assert close(shown[1], shown[0])
+    assert close(output(copy.deepcopy(model), inputs), want)
+
+
+@pytest.mark.parametrize("name", LAST_NORM)
+def test_a_saved_model_turns_back_too(name: str, tmp_path) -> None:
+    model, inputs = LAST_NORM[name]()
+    want = output(model, inputs)
+    qpass.rotate(model, inputs)
+    qpass.save(model, tmp_path / "saved")
+    loaded = qpass.load(tmp_path / "saved")
+    assert close(output(loaded, inputs), output(model, inputs))
+    assert close(output(loaded, inputs), want)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_modules_hold_no_more_transforms_than_before_and_compute_the_same(name: str) -> None:
+    model, inputs = CASES[name][0]()
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    assert len(report.online) <= CASES[name][1]
+    assert close(output(model, inputs), want)
+
+
+@pytest.mark.parametrize("norm", [rms, layer, bare], ids=lambda norm: norm.__name__)
+def test_what_no_module_can_hold_is_left_to_products(norm: Callable[[], nn.Module]) -> None:
+    # the last state is returned as it is: no module reads it
+    model, inputs = stack(norm)
+    report = qpass.rotate(model, inputs)
+    assert report.plan.paired == ()
+    assert len(report.online) == 7
+
+
+def test_a_plan_makes_the_same_model_in_both_scopes(tmp_path) -> None:
+    model, inputs = LAST_NORM["llama"]()
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    report.plan.save(tmp_path / "plan.json")
+    again, _ = LAST_NORM["llama"]()
+    assert qpass.rotate(again, inputs, plan=tmp_path / "plan.json").plan == report.plan
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert close(output(again, inputs), want)
+    assert Plan.load(tmp_path / "plan.json").paired == report.plan.paired
+
+
+def test_a_quantized_base_model_turns_back() -> None:
+    model, inputs = (
+        tiny(hf.LlamaConfig(**_GATED), kind=hf.AutoModel, dtype=torch.float32),
+        {"input_ids": tokens()},
+    )
+    want = output(model, inputs)
+    qpass.quantize(model, {"recipe": "w8a8", "rotation": "on"}, inputs=inputs)
+    assert any(isinstance(m, TurnedBack) for m in model.modules())
+    error = (output(model, inputs) - want).norm() / want.norm()
+    assert error < 0.05
