@@ -59,7 +59,14 @@ def refusals(model: nn.Module, program: Program) -> dict[str, str]:
         why = why or _table(model, program, use)
         if why is not None:
             found[use] = why
-    return found
+    return _spread(program, found, [*(m.use for m in matmuls), *find_tables(program)])
+
+
+def _spread(program: Program, refused: dict[str, str], uses: list[str]) -> dict[str, str]:
+    """Refuse every product of a module of which one is refused: nothing takes its place."""
+    modules = {use: program.owners[use].module for use in uses if use in program.owners}
+    why = {modules[use]: reason for use, reason in refused.items() if use in modules}
+    return {use: why[path] for use, path in modules.items() if path in why} | refused
 
 
 def _rotated(model: nn.Module, owner: Owner) -> bool:
@@ -90,7 +97,8 @@ def _structure(
         if node.name not in core and not read.calls(node, *_SHAPES):
             return f"{owner.module} also computes {read.target_name(node)}"
     inside = {node.name for node in nodes.get(owner.module, [])}
-    if not core <= inside:
+    uses = (program.node(u) for u, o in program.owners.items() if o.module == owner.module)
+    if not core <= inside or any(user.name not in inside for u in uses for user in u.users):
         return f"the weight of {owner.module} is also used outside of it"
     module = model.get_submodule(owner.module)
     if next(module.children(), None) is not None:
