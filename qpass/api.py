@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from qpass.analyze import rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating
+from qpass.capture.results import plain
 from qpass.errors import expect_instance
 from qpass.hf.sample import sample_call, sample_calls
 from qpass.hf.saving import take_over_saving
@@ -232,5 +233,5 @@ def _outputs(model: nn.Module, sample: Inputs) -> list[Tensor]:
             result = model(sample)
         else:
             result = model(*sample)
-    leaves = pytree.tree_leaves(dict(result) if isinstance(result, Mapping) else result)
+    leaves = pytree.tree_leaves(plain(dict(result) if isinstance(result, Mapping) else result))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -15,6 +15,8 @@ from qpass.errors import BadInput
 from qpass.ir import Note, Program, read
 
 Inputs = Tensor | Sequence[object] | Mapping[str, object]
+# what finds the inputs of the parts of a model in a call of the whole
+Record = Callable[[tuple[object, ...], dict[str, object]], tuple[object, ...]]
 
 
 @final
@@ -22,7 +24,8 @@ Inputs = Tensor | Sequence[object] | Mapping[str, object]
 class Captured:
     """A program and how a call of the module maps to its inputs and outputs.
 
-    `output_names` has one name for each output of `program.run`: `logits`, `hidden_states.0`.
+    `output_names` has one name for each output of `program.run`: `logits`, `hidden_states.0`. For a
+    program of parts of a model, `record` finds their inputs in a call of the whole.
     """
 
     program: Program
@@ -32,13 +35,19 @@ class Captured:
     structure: pytree.TreeSpec
     positions: tuple[int, ...]
     extra: Mapping[str, object]
+    record: Record | None = None
 
     def flatten(self, inputs: Inputs) -> tuple[object, ...]:
         """The arguments of `program.run` for a call of the module on `inputs`.
 
         Raises `BadInput` where they do not fit the traced call.
         """
-        args, kwargs = arguments(inputs, self.signature, self.extra)
+        return self.flatten_call(*arguments(inputs, self.signature, self.extra))
+
+    def flatten_call(
+        self, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[object, ...]:
+        """The same for arguments that are bound to the names of the signature."""
         leaves, structure = pytree.tree_flatten((args, kwargs))
         if structure != self.structure:
             traced = _spelled(
@@ -49,6 +58,8 @@ class Captured:
             if given == traced:
                 apart = f"{given}, but their tensors are nested otherwise than when it was traced"
             raise BadInput(f"a call has {apart}; every call takes the same arguments")
+        if self.record is not None:
+            return self.record(args, kwargs)
         taken = tuple(leaves[position] for position in self.positions)
         for node, leaf in zip(self.program.inputs, taken, strict=True):
             _check_shape(node, leaf)
@@ -79,10 +90,10 @@ def arguments(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise BadInput(f"the inputs do not fit the model's forward{signature}: {error}") from error
-    return _by_name(bound, extra)
+    return by_name(bound, extra)
 
 
-def _by_name(
+def by_name(
     bound: inspect.BoundArguments, extra: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """One spelling of a call for all that mean the same: by name and in the signature's order."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,9 @@ from qpass.capture.einsum import spell_out_einsums
 from qpass.capture.hush import hushed
 from qpass.capture.inline import inline_regions
 from qpass.capture.numbers import write_numbers
+from qpass.capture.parts import capture_parts
 from qpass.capture.raising import raise_idioms
+from qpass.capture.results import is_plain, plain_results
 from qpass.capture.sample import doubled, dynamic_shapes
 from qpass.capture.uses import find_owners, lift, name_modules_once, split_uses
 from qpass.errors import BadInput, CaptureFailed, first_line, own_failure
@@ -33,15 +36,43 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     """Trace `model`, in evaluation mode, on sample `inputs`: a tensor, args or kwargs.
 
     Batch and sequence sizes stay symbolic where the model allows it. The model is left as it is.
-    Raises `BadInput` where the inputs do not fit, `CaptureFailed` where there is no graph.
+    What cannot be traced as a whole is traced in parts. Raises `BadInput` where the inputs do not
+    fit, `CaptureFailed` where there is no graph of any part.
     """
     signature = inspect.signature(model.forward)
     # a cache is state that a graph cannot return; without it the outputs are the same
     extra = {"use_cache": False} if "use_cache" in signature.parameters else {}
     args, kwargs = arguments(inputs, signature, extra)
     check_devices(model, (args, kwargs))
+    try:
+        return replace(_traced(model, args, kwargs), extra=extra)
+    except CaptureFailed as failure:
+        result_of(model, args, kwargs)
+        program, notes, record = capture_parts(
+            model, args, kwargs, _caller(model), _traced, failure
+        )
+    structure = pytree.tree_flatten((args, kwargs))[1]
+    names = tuple(node.name for node in program.outputs)
+    return Captured(program, names, tuple(notes), signature, structure, (), extra, record)
+
+
+def _caller(model: nn.Module) -> Callable[[tuple[object, ...], dict[str, object]], object]:
+    def call(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        return result_of(model, args, kwargs)
+
+    return call
+
+
+def _traced(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Captured:
+    """The program of one call, whose arguments are bound to the names of the signature."""
     with evaluating(model):
-        exported, notes = _export(model, args, kwargs)
+        try:
+            exported, notes = _export(model, args, kwargs)
+        except CaptureFailed:
+            if is_plain(result_of(model, args, kwargs)):
+                raise
+            with plain_results(model):
+                exported, notes = _export(model, args, kwargs)
     program = _program(exported, model)
     # the trace takes tokens outside of the vocabulary and other types, the model need not
     result_of(model, args, kwargs)
@@ -52,10 +83,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
         program,
         output_names(program, _structure(exported.call_spec.out_spec)),
         tuple(notes),
-        signature,
+        inspect.signature(model.forward),
         _structure(exported.call_spec.in_spec),
         positions,
-        extra,
+        {},
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from qpass.ir.program import Owner, Program
 from qpass.ir.read import operator
@@ -233,9 +236,23 @@ def fake_like(program: Program, shape: tuple[int, ...], dtype: torch.dtype) -> T
 
 
 def _fake_result(node: fx.Node) -> object:
-    args = fx.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
-    with torch.no_grad():
+    found = (
+        fx.map_arg(node.args, lambda n: n.meta["val"]),
+        fx.map_arg(node.kwargs, lambda n: n.meta["val"]),
+    )
+    fakes = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, FakeTensor)]
+    # values of parts that were traced apart have modes of their own, weights go with any
+    fakes.sort(key=lambda fake: not fake._has_symbolic_sizes_strides)
+    mode = fakes[0].fake_mode if fakes else None
+
+    def adopted(leaf: object) -> object:
+        if mode is None or not isinstance(leaf, FakeTensor) or leaf.fake_mode is mode:
+            return leaf
+        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+
+    # operators that are made of others make constants on the way
+    with torch.no_grad(), nullcontext() if mode is None else mode:
+        args, kwargs = pytree.tree_map(adopted, found)
         return cast("Callable[..., object]", node.target)(
             *cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs)
         )

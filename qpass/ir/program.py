@@ -42,7 +42,8 @@ class Program:
     inputs, in order. Sources are shared with the model and never written to. `rigid` are the paths
     of the modules that would not add a bias which they do not have yet. `seams` are the only places
     where a transform can stand (None: anywhere): a value, who reads it, and whether the value is
-    turned back there.
+    turned back there. `elsewhere` are the paths of the modules that do not run in the graph, where
+    it holds only parts of a model.
     """
 
     graph: fx.Graph
@@ -51,6 +52,7 @@ class Program:
     owners: dict[str, Owner]
     rigid: frozenset[str] = frozenset()
     seams: frozenset[tuple[str, str, bool]] | None = None
+    elsewhere: frozenset[str] = frozenset()
     _named: dict[str, fx.Node] = field(default_factory=dict[str, fx.Node], init=False, repr=False)
 
     @property
@@ -88,7 +90,8 @@ class Program:
     def clone(self) -> Program:
         """Copy the graph, with the same names; share the sources."""
         weights, owners = dict(self.weights), dict(self.owners)
-        return Program(copy(self.graph), weights, self.sources, owners, self.rigid, self.seams)
+        rest = self.rigid, self.seams, self.elsewhere
+        return Program(copy(self.graph), weights, self.sources, owners, *rest)
 
     def lint(self) -> None:
         """Raise unless the graph is well formed and every weight is a placeholder of it."""

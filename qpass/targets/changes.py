@@ -84,6 +84,10 @@ class Carried:
     count: int = 1
 
 
+# of a door through which nothing passes that has changed, whatever its shape
+OPEN = Carried(-1, None, SAME)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Door:
@@ -104,6 +108,8 @@ class Door:
         """
         dims, width = _kind(tensor)
         side = self.outs if leaving else self.ins
+        if OPEN in side:
+            return SAME
         for size in (width, None):
             for c in side:
                 if (c.dims, c.size) == (dims, size):

@@ -13,7 +13,7 @@ from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_region
 from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, Weight, Zeros, read
 from qpass.plan import Paired
 from qpass.rotations import Group, Transform
-from qpass.targets.changes import DIFFER, SAME, Carried, Change, Door
+from qpass.targets.changes import DIFFER, OPEN, SAME, Carried, Change, Door
 from qpass.transform.insert_pairs import find_placements
 
 aten = torch.ops.aten
@@ -50,7 +50,10 @@ def find_doors(
         if node.op == "call_function":
             for path in {"", *read.module_stack(node)}:
                 inside.setdefault(path, set()).add(node)
-    doors: list[Door] = []
+    # what runs outside of a graph of parts sees nothing that has changed
+    doors = [Door(path, (OPEN,), (OPEN,)) for path in before.elsewhere]
+    for path in before.elsewhere:
+        inside.pop(path, None)
     for path, held in inside.items():
         given = dict.fromkeys(n for node in held for n in node.all_input_nodes if n not in held)
         ins = (n for n in given if before.weight(n) is None and read.is_floating(n))
