@@ -54,13 +54,14 @@ def choose(
     if recipe.rotation == "off":
         return plan
     rotated, declined = _rotate(sites, recipe, stored=stored)
-    covered = sites.covered(rotated)
+    covered, turned = sites.covered(rotated), sites.turned()
     paired: tuple[Paired, ...] = ()
     if pairs:
-        left = [m for m in sites.matmuls if m.use not in covered and not sites.transforms(m)]
+        left = [m for m in sites.matmuls if m.use not in covered | turned]
+        left = [m for m in left if not sites.transforms(m)]
         paired = choose_pairs(program, recipe, sites.regions, left, held=held, stored=stored)
         covered |= sites.paired(paired)
-    online, more = _online(sites, recipe, covered)
+    online, more = _online(sites, recipe, covered, turned)
     full = replace(
         plan,
         rotated=rotated,
@@ -121,6 +122,23 @@ class _Sites:
             for site in region.sites
             if site.role is Role.READS and name_of(uses.get(site.use, ""), site) in turned
         }
+
+    def turned(self) -> set[str]:
+        """The same for regions that a program turns back already, as part of it was turned."""
+        return {
+            use
+            for region in self.regions
+            if any(self._turns_back(pin.where) for pin in region.pins)
+            for use in self.reading(region)
+        }
+
+    def _turns_back(self, name: str) -> bool:
+        node = self.program.node(name) if name else None
+        if node is None or not read.calls(node, torch.ops.qpass.hadamard.default):
+            return False
+        signs = self.program.weight(read.value(node, "signs"))
+        # the inverse of a transform has its signs behind it
+        return signs is not None and bool((signs.evaluate(self.program.sources) == 1).all())
 
     def transforms(self, matmul: Matmul) -> bool:
         """Whether a layer transforms its input itself."""
@@ -224,7 +242,7 @@ def _tied(program: Program, region: Region) -> str | None:
 
 
 def _online(
-    sites: _Sites, recipe: Recipe, covered: Collection[str]
+    sites: _Sites, recipe: Recipe, covered: Collection[str], turned: Collection[str]
 ) -> tuple[tuple[Online, ...], tuple[Declined, ...]]:
     online: list[Online] = []
     declined = _unreached(sites, covered)
@@ -233,6 +251,7 @@ def _online(
             continue
         name, width = sites.name(matmul), sites.shape(matmul)[1]
         why = sites.refusals.get(matmul.use) or ROTATIONS[recipe.online].supports(width)
+        why = "an earlier run rotated it" if matmul.use in turned else why
         transform = Transform(recipe.online, width, recipe.seed)
         if why is None and transform.fast() is None:
             why = f"{recipe.online} has no fast form"

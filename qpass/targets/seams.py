@@ -16,6 +16,7 @@ from qpass.errors import Unsupported
 from qpass.ir import Program, read
 from qpass.rotations import Transform
 from qpass.targets.guard import is_guarded
+from qpass.targets.layers import Fixed
 from qpass.targets.record import record_of
 from qpass.targets.replaceable import has_hooks
 from qpass.targets.replacing import held
@@ -88,7 +89,7 @@ def _by_module(program: Program) -> dict[str, set[fx.Node]]:
 def _may_stand_around(model: nn.Module, path: str) -> bool:
     # nodes that no module computes are said to come from paths that do not exist
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
-    if module is None or module is model:
+    if module is None or module is model or isinstance(module, Fixed):
         return False
     record = record_of(model)
     added = any(name.startswith(f"{path}.") for name in (*record.folded, *record.biases))

@@ -132,3 +132,31 @@ def test_a_quantized_base_model_turns_back() -> None:
     assert any(isinstance(m, TurnedBack) for m in model.modules())
     error = (output(model, inputs) - want).norm() / want.norm()
     assert error < 0.05
+
+
+@pytest.mark.parametrize("name", LAST_NORM)
+def test_a_second_run_leaves_what_turns_as_it_is(name: str) -> None:
+    model, inputs = LAST_NORM[name]()
+    want = output(model, inputs)
+    first = qpass.rotate(model, inputs)
+    second = qpass.rotate(model, inputs)
+    assert second.online == first.online
+    assert second.plan.paired == second.plan.online == ()
+    assert any("earlier run" in d.why for d in second.declined)
+    assert close(output(model, inputs), want)
+    qpass.quantize(model, {"recipe": "w8a8", "rotation": "on"}, inputs=inputs)
+    error = (output(model, inputs) - want).norm() / want.norm()
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("name", LAST_NORM)
+def test_a_model_that_turns_back_can_be_traced_and_exported(name: str, tmp_path) -> None:
+    model, inputs = LAST_NORM[name]()
+    model = model.float()
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+    want = output(model, inputs)
+    qpass.rotate(model, inputs)
+    exported = torch.export.export(model, (), dict(inputs)).module()
+    assert close(output(exported, inputs), want, 1e-4)
+    report = qpass.export_onnx(model, inputs, tmp_path / "model.onnx")
+    assert report.parity.error < 1e-4
