@@ -32,5 +32,5 @@ def inspect(
     found = api.inspect(loaded.model, loaded.inputs)
     if html is not None:
         write_file(html, page.inspection_page(model, found))
-    tables = (*(found.tables() if as_json else found.summary()), found.coverage_table())
+    tables = (*(found.tables() if as_json else found.summary()), *found.costs())
     emit({table.title: table for table in tables if as_json or table.rows}, as_json=as_json)

@@ -34,7 +34,7 @@ def find_coverage(program: Program) -> Coverage:
         shape = read.static_shape(program.node(use)) or ()
         share = math.prod(shape) / uses[program.weights[use].source or use]
         turned = max(_turned(program.weights[use], axis, shape[axis]) for axis in axes)
-        how = "online" if _is_online(program, use) else "folded"
+        how = "online" if reads_turned(program, use) else "folded"
         turned = 1.0 if how == "online" else turned
         entries[how] += share * turned
         entries["declined"] += share * (1 - turned)
@@ -66,8 +66,8 @@ def _turned(weight: Weight, axis: int, length: int) -> float:
     return min(1.0, sum(math.prod(block.sizes) for block in blocks) / length)
 
 
-def _is_online(program: Program, use: str) -> bool:
-    """Whether a product with the weight reads what a transform has just made."""
+def reads_turned(program: Program, use: str) -> bool:
+    """Whether a product with a use of a weight reads what a transform has just made."""
     inputs = [value for user in program.node(use).users for value in user.all_input_nodes]
     turns = [turn for value in inputs if (turn := turn_of(value)) is not None]
     return any(read.calls(value, torch.ops.qpass.hadamard.default) for value in inputs) or any(

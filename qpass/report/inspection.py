@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import final
 
 from qpass.analyze import Region, find_matmuls
+from qpass.analyze.regions import name_of, use_names
 from qpass.ir import Note, Program
-from qpass.plan import Plan
-from qpass.report.coverage import Coverage, coverage_table, find_coverage, online_widths
+from qpass.plan import Paired, Plan
+from qpass.report.coverage import (
+    Coverage,
+    coverage_table,
+    find_coverage,
+    online_widths,
+    reads_turned,
+)
 from qpass.report.table import Table, collapsed
 
 # the columns of a region that number layers
@@ -52,6 +59,7 @@ class Inspection:
     notes: tuple[Note, ...]
     coverage: Coverage
     online: tuple[int, ...]
+    paired: tuple[Paired, ...]
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Regions, products, and everything declined, each with its reason."""
@@ -93,12 +101,14 @@ class Inspection:
         ]
         return Table("regions", (*REGION_NAMES, "group", "size", "weights", "state"), tuple(rows))
 
-    def coverage_table(self) -> Table:
-        """How much of the weights reads rotated inputs, and what that costs for each token."""
-        return coverage_table(self.coverage, self.online)
+    def costs(self) -> tuple[Table, ...]:
+        """How much of the weights reads rotated inputs, what that costs a token, and where."""
+        rows = tuple((p.region, len(p.turned), p.why) for p in self.paired)
+        pairs = Table("turned in part", ("region", "weights", "why"), rows)
+        return (coverage_table(self.coverage, self.online), *((pairs,) if rows else ()))
 
     def __str__(self) -> str:
-        return "\n".join(table.text() for table in (*self.summary(), self.coverage_table()))
+        return "\n".join(table.text() for table in (*self.summary(), *self.costs()))
 
 
 def inspection(
@@ -119,6 +129,14 @@ def inspection(
         if region.name in rotated
         for site in region.sites
     }
+    slices = {name: choice.region for choice in plan.paired for name in choice.turned}
+    names = use_names(program) if slices else {}
+    readers |= {
+        (site.use, site.axis): slices[name]
+        for region in regions
+        for site in region.sites
+        if (name := name_of(names.get(site.use, ""), site)) in slices
+    }
     online = {o.site: o.transform.rotation for o in plan.online}
     declined = {d.where: d.why for d in plan.declined}
     products: list[Product] = []
@@ -126,7 +144,8 @@ def inspection(
         name = program.site(matmul.use)
         shape = program.node(matmul.use).meta["val"].shape
         if (region := readers.get((matmul.use, matmul.reads))) is not None:
-            how, why = "folded", f"with {region}"
+            how = "online" if reads_turned(rewritten, matmul.use) else "folded"
+            why = f"with {region}"
         elif name in online:
             how, why = "online", online[name]
         else:
@@ -141,4 +160,5 @@ def inspection(
     listed = {product.site for product in products} | {region.name for region in regions}
     others = tuple(Note(False, d.where, d.why) for d in plan.declined if d.where not in listed)
     coverage, widths = find_coverage(rewritten), online_widths(rewritten)
-    return Inspection(regions, absorbers, tuple(products), (*notes, *others), coverage, widths)
+    said = (*notes, *others)
+    return Inspection(regions, absorbers, tuple(products), said, coverage, widths, plan.paired)

@@ -12,8 +12,8 @@ def rotation_text(
 ) -> str:
     """Errors (in float64, and of the module itself), coverage, and a reason per refusal."""
     declined = Table("declined", ("where", "why"), tuple((d.where, d.why) for d in plan.declined))
-    columns = ("regions", "online", "error in float64", "error of the module")
-    row = (len(plan.rotated), len(plan.online), *errors)
+    columns = ("regions", "in part", "online", "error in float64", "error of the module")
+    row = (len(plan.rotated), len(plan.paired), len(plan.online), *errors)
     tables = [Table("rotated", columns, (row,)), coverage_table(coverage, online)]
     tables += [collapsed(declined, ("where", "why"))] if plan.declined else []
     return "\n".join(table.text() for table in tables)

@@ -160,3 +160,13 @@ def test_a_model_that_turns_back_can_be_traced_and_exported(name: str, tmp_path)
     assert close(output(exported, inputs), want, 1e-4)
     report = qpass.export_onnx(model, inputs, tmp_path / "model.onnx")
     assert report.parity.error < 1e-4
+
+
+def test_an_inspection_says_what_turns_in_part_and_why() -> None:
+    model, inputs = LAST_NORM["llama"]()
+    found = qpass.inspect(model, inputs)
+    report = qpass.rotate(model, inputs)
+    assert (found.paired, found.coverage) == (report.plan.paired, report.coverage)
+    assert {p.input for p in found.products if "down" not in p.site} == {"folded"}
+    for word in ("turned in part", "1 instead of 4 transforms", "a norm's gain"):
+        assert word in str(found)
