@@ -53,7 +53,17 @@ def _correction(x):
     return centred / (torch.var(x, 2, correction=0, keepdim=True) + 1e-3) ** 0.5
 
 
-RMS_SPELLINGS = (_rsqrt, _square, _product, _power, _sum, _wide, _functional)
+def _dropped(x):
+    return x * ((x * x).sum(-1) / 12 + 1e-3).pow(-0.5).unsqueeze(-1)
+
+
+def _dropped_early(x):
+    return x / torch.sqrt(x.pow(2).mean(2).unsqueeze(2) + 1e-3)
+
+
+RMS_SPELLINGS = (
+    *(_rsqrt, _square, _product, _power, _sum, _wide, _functional, _dropped, _dropped_early),
+)
 LAYER_SPELLINGS = (_centred, _variance, _correction)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast, final
 
@@ -31,14 +32,34 @@ _NORMS = (aten.rms_norm.default, aten.layer_norm.default)
 
 
 def _over_last_axis(node: fx.Node) -> str | None:
+    why = _of_last_axis(node)
+    if why is None and not read.argument(node, "keepdim"):
+        return f"{read.target_name(node)} drops the axis it reduces"
+    return why
+
+
+def _without_last_axis(node: fx.Node) -> str | None:
+    why = _of_last_axis(node)
+    return "the axis comes back twice" if why is None and read.argument(node, "keepdim") else why
+
+
+def _of_last_axis(node: fx.Node) -> str | None:
     dims = read.argument(node, "dim")
     axes = [dims] if isinstance(dims, int) else list(cast("list[int]", dims or []))
     last = len(read.shape(read.value(node, "self"))) - 1
     if [axis % (last + 1) for axis in axes] != [last]:
         return f"{read.target_name(node)} is over axes {axes}, not over the last one"
-    if not read.argument(node, "keepdim"):
-        return f"{read.target_name(node)} drops the axis it reduces"
     return None
+
+
+def _brought_back(node: fx.Node) -> str | None:
+    last = len(read.shape(node)) - 1
+    return None if read.integer(node, "dim") % (last + 1) == last else "another axis is added"
+
+
+def _back(v: Pattern) -> Pattern:
+    """A value with a last axis of one entry."""
+    return Where(call(aten.unsqueeze.default, self=v), _brought_back)
 
 
 def _biased(node: fx.Node) -> str | None:
@@ -49,10 +70,10 @@ def _biased(node: fx.Node) -> str | None:
     return _over_last_axis(node) if biased else "the variance divides by n - 1"
 
 
-def _mean(v: Pattern) -> Pattern:
-    total = Where(call(aten.sum.dim_IntList, self=v), _over_last_axis)
+def _mean(v: Pattern, over: Callable[[fx.Node], str | None] = _over_last_axis) -> Pattern:
+    total = Where(call(aten.sum.dim_IntList, self=v), over)
     return either(
-        Where(call(aten.mean.dim, self=v), _over_last_axis),
+        Where(call(aten.mean.dim, self=v), over),
         call(aten.div.Tensor, self=total, other=Num("width")),
     )
 
@@ -65,8 +86,10 @@ def _square(v: Pattern) -> Pattern:
     )
 
 
-def _normalised(v: Pattern, variance: Pattern) -> Pattern:
-    """`v / sqrt(variance + eps)` in its spellings."""
+def _normalised(
+    v: Pattern, variance: Pattern, back: Callable[[Pattern], Pattern] | None = None
+) -> Pattern:
+    """`v / sqrt(variance + eps)` in its spellings; `back` brings back an axis at the end."""
     moved = Where(call(aten.add.Tensor, self=variance, other=Num("eps")), unscaled)
     root = either(
         call(aten.sqrt.default, self=moved),
@@ -78,6 +101,8 @@ def _normalised(v: Pattern, variance: Pattern) -> Pattern:
         call(aten.reciprocal.default, self=root),
         call(aten.pow.Tensor_Scalar, self=root, exponent=Num(value=-1)),
     )
+    if back is not None:
+        inverse, root = back(inverse), back(root)
     return either(
         commutative(aten.mul.Tensor, v, inverse),
         call(aten.div.Tensor, self=v, other=root),
@@ -92,10 +117,15 @@ _VARIANCE = either(
     Where(call(aten.var.dim, self=_X), _biased),
 )
 
+# a mean whose axis is dropped, and comes back before or after the root is taken
+_SHORT = _mean(_square(_X), _without_last_axis)
+
 # a LayerNorm is also an RMSNorm of its centred input, so it is tried first
 _FORMS: tuple[tuple[OpOverload, Pattern], ...] = (
     (aten.layer_norm.default, _normalised(_CENTRED, _VARIANCE)),
     (aten.rms_norm.default, _normalised(_X, _mean(_square(_X)))),
+    (aten.rms_norm.default, _normalised(_X, _back(_SHORT))),
+    (aten.rms_norm.default, _normalised(_X, _SHORT, _back)),
 )
 
 
@@ -133,13 +163,13 @@ def _raise_norm(program: Program, anchor: fx.Node) -> Note | None:
 
 
 def _products(anchor: fx.Node) -> tuple[fx.Node, ...]:
-    """The products and quotients that read `anchor`, perhaps through a reciprocal."""
+    """The products and quotients that read `anchor`, perhaps through a reciprocal or a view."""
     found: list[fx.Node] = []
     for reader in read.readers(anchor):
-        inverse = read.calls(reader, aten.reciprocal.default) or (
+        between = read.calls(reader, aten.reciprocal.default, aten.unsqueeze.default) or (
             read.calls(reader, aten.pow.Tensor_Scalar) and read.number(reader, "exponent") == -1
         )
-        found += read.readers(reader) if inverse else [reader]
+        found += _products(reader) if between else [reader]
     return tuple(n for n in found if read.calls(n, aten.mul.Tensor, aten.div.Tensor))
 
 
