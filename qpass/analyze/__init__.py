@@ -2,6 +2,7 @@
 
 from qpass.analyze.constraints import Pin, Role
 from qpass.analyze.ends import find_heads, find_tables
+from qpass.analyze.gains import Gain, find_gain
 from qpass.analyze.matmuls import Matmul, find_matmuls
 from qpass.analyze.regions import Region, Site, by_name, find_regions
 from qpass.analyze.rotatable import rotatable_regions
@@ -10,6 +11,7 @@ from qpass.analyze.solution import Span
 
 __all__ = [
     "MOVES",
+    "Gain",
     "Matmul",
     "Pin",
     "Region",
@@ -17,6 +19,7 @@ __all__ = [
     "Site",
     "Span",
     "by_name",
+    "find_gain",
     "find_heads",
     "find_matmuls",
     "find_regions",

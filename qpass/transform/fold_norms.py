@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import fx
 
-from qpass.analyze import MOVES, Matmul, Region, Site, find_matmuls, find_regions
+from qpass.analyze import MOVES, Matmul, Region, Site, find_gain, find_matmuls, find_regions
 from qpass.ir import (
     AddProduct,
     Block,
@@ -35,8 +35,9 @@ class FoldNorms(Pass):
     """Move each norm's gain and bias into all its readers: `W (g x + b) = (W g) x + W b`.
 
     A gain is a diagonal change of basis of the norm's output, so the readers are those of its
-    DIAGONAL region; a norm with any other reader keeps its gain, with the reason. `norms` are the
-    nodes that are looked at, by name; None means all.
+    DIAGONAL region; a norm with any other reader keeps its gain, with the reason. A gain by itself,
+    as after a norm that was written in a way of its own, moves alike. `norms` are the nodes that
+    are looked at, by name; None means all.
     """
 
     norms: frozenset[str] | None = None
@@ -52,7 +53,9 @@ class FoldNorms(Pass):
         matmuls = {m.use: m for m in find_matmuls(program)}
         folds: dict[fx.Node, _Fold | str] = {}
         for norm in program.graph.nodes:
-            if not is_norm(norm) or (self.norms is not None and norm.name not in self.norms):
+            if self.norms is not None and norm.name not in self.norms:
+                continue
+            if scaled_value(program, norm) is None:
                 continue
             gain, bias = _affine(program, norm)
             if gain is not None or bias is not None:
@@ -62,6 +65,8 @@ class FoldNorms(Pass):
         notes: list[Note] = []
         for norm, fold in folds.items():
             where = read.module_path(norm) or norm.name
+            if isinstance(fold, str) and not _is_norm(norm):
+                continue
             if isinstance(fold, str):
                 notes.append(Note(done=False, where=where, why=fold))
                 continue
@@ -70,12 +75,21 @@ class FoldNorms(Pass):
         return notes
 
 
-def is_norm(node: fx.Node) -> bool:
-    """Whether a node is a norm whose gain and bias `FoldNorms` may move."""
+def scaled_value(program: Program, node: fx.Node) -> fx.Node | None:
+    """What a node scales, if it is a norm or a gain that `FoldNorms` may move; None if neither."""
+    if _is_norm(node):
+        return read.value(node, "input")
+    found = find_gain(program, node)
+    return None if found is None else found.value
+
+
+def _is_norm(node: fx.Node) -> bool:
     return read.calls(node, aten.rms_norm.default, aten.layer_norm.default)
 
 
 def _affine(program: Program, norm: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    if (found := find_gain(program, norm)) is not None:
+        return _unfolded(program, found.gain), None
     gain = read.optional_value(norm, "weight")
     layered = read.calls(norm, aten.layer_norm.default)
     bias = read.optional_value(norm, "bias") if layered else None

@@ -8,9 +8,9 @@ from typing import TypeVar, final
 
 from qpass.analyze import by_name, rotatable_regions
 from qpass.errors import ContractBroken
-from qpass.ir import Check, Note, Pass, Program, read, run_passes
+from qpass.ir import Check, Note, Pass, Program, run_passes
 from qpass.plan import Declined, Plan
-from qpass.transform.fold_norms import FoldNorms, is_norm
+from qpass.transform.fold_norms import FoldNorms, scaled_value
 from qpass.transform.insert_online import InsertOnline
 from qpass.transform.insert_pairs import InsertPairs
 from qpass.transform.rotate_regions import RotateRegions
@@ -68,13 +68,12 @@ def carry_out(
     regions = by_name(rotatable_regions(folded)) if turning else {}
     wanted = turning & regions.keys()
     values = {span.value for name in wanted for span in regions[name].spans}
-    every = frozenset(node.name for node in program.graph.nodes if is_norm(node))
-    moving = frozenset(
-        name for name in every if read.value(program.node(name), "input").name in values
-    )
+    scaled = {n.name: scaled_value(program, n) for n in program.graph.nodes}
+    every = {name: value for name, value in scaled.items() if value is not None}
+    moving = frozenset(name for name, value in every.items() if value.name in values)
     start, notes = run_passes(program, [FoldNorms(moving)], check) if moving else (program, [])
     # a region can be called by a bias that only the fold of another norm makes
-    if wanted and moving != every and not wanted <= by_name(rotatable_regions(start)).keys():
+    if wanted and moving != every.keys() and not wanted <= by_name(rotatable_regions(start)).keys():
         start, notes = run_passes(program, [FoldNorms()], check)
     done = rewrite(start, plan, check)
     return replace(done, notes=(*notes, *done.notes))

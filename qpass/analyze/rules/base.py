@@ -44,6 +44,12 @@ def find_rule(target: object) -> Rule | None:
     return found
 
 
+def is_new(weight: fx.Node, neutral: type, c: Constraints) -> bool:
+    """Whether a fold has made a weight all ones, or all zeros."""
+    known = c.program.weight(weight)
+    return known is not None and bool(known.steps) and isinstance(known.steps[-1], neutral)
+
+
 def ruled_operators() -> tuple[OpOverload, ...]:
     """Every operator that has a rule and is defined by what has been imported."""
     _load()

@@ -10,9 +10,10 @@ from torch import fx
 
 from qpass.analyze.atoms import Axis
 from qpass.analyze.constraints import Constraints
-from qpass.analyze.rules.base import rule
+from qpass.analyze.gains import Gain, find_gain
+from qpass.analyze.rules.base import is_new, rule
 from qpass.analyze.rules.broadcast import merge
-from qpass.ir import read
+from qpass.ir import Ones, read
 from qpass.rotations import Group
 
 aten = torch.ops.aten
@@ -166,6 +167,8 @@ def _multiply(node: fx.Node, c: Constraints) -> None:
     if not read.is_floating(node):
         _pin_both(node, c, "is multiplied as integers")
         return
+    if (found := find_gain(c.program, node)) is not None and _gained(node, found, c):
+        return
     a, b = c.layout(left), c.layout(right)
     rank = max(len(a), len(b))
     a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
@@ -188,6 +191,20 @@ def _multiply(node: fx.Node, c: Constraints) -> None:
             c.limit(y, "is divided by entry by entry", Group.PERMUTATION, Group.SIGNS)
         out.append(x or y)
     c.give(node, out)
+
+
+def _gained(node: fx.Node, found: Gain, c: Constraints) -> bool:
+    """A gain writes the product: a diagonal change of the product is a change of the gain."""
+    layout = c.layout(found.value)
+    if is_new(found.gain, Ones, c):
+        c.pin_all(found.gain, "was folded away")
+        c.give(node, layout)
+        return True
+    if c.allows(Group.PERMUTATION) or not c.allows(Group.DIAGONAL):
+        return False
+    c.pin(layout[-1], "is multiplied entry by entry")
+    c.give(node, (*layout[:-1], c.layout(found.gain)[0]))
+    return True
 
 
 @rule(aten.softmax.int, aten._softmax.default)

@@ -7,7 +7,7 @@ from torch import fx
 
 from qpass.analyze.atoms import fresh, size_of
 from qpass.analyze.constraints import Constraints, Layout
-from qpass.analyze.rules.base import rule
+from qpass.analyze.rules.base import is_new, rule
 from qpass.ir import Ones, Zeros, read
 from qpass.rotations import Group
 
@@ -58,15 +58,10 @@ def _affine(node: fx.Node, name: str, neutral: type, c: Constraints) -> fx.Node 
     """A gain or bias, unless it is all ones or zeros because it was folded away."""
     declared = {a.name for a in getattr(node.target, "_schema").arguments}  # noqa: B009
     weight = read.optional_value(node, name) if name in declared else None
-    if weight is None or not _is_new(weight, neutral, c):
+    if weight is None or not is_new(weight, neutral, c):
         return weight
     c.pin_all(weight, "was folded away")
     return None
-
-
-def _is_new(weight: fx.Node, neutral: type, c: Constraints) -> bool:
-    known = c.program.weight(weight)
-    return known is not None and bool(known.steps) and isinstance(known.steps[-1], neutral)
 
 
 def _tie_affine(axes: Layout, affine: list[fx.Node], c: Constraints) -> None:
