@@ -14,6 +14,7 @@ def find_readers(program: Program) -> dict[str, tuple[int, ...]]:
     """
     axes: dict[str, list[int]] = {}
     for use, axis in collect(program, Group.ORTHOGONAL).reads:
-        if read.is_floating(use):
+        # a matrix that is computed from weights is none itself
+        if program.weight(use) is not None and read.is_floating(use):
             axes.setdefault(use.name, []).append(axis)
     return {n.name: tuple(sorted(axes[n.name])) for n in program.graph.nodes if n.name in axes}

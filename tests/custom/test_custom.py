@@ -19,6 +19,14 @@ from tests.custom.base import CUSTOM, Custom
 for module in ("builtin", "decoders", "experts", "language", "recurrent", "vision"):
     importlib.import_module(f"tests.custom.{module}")
 
+# what PyTorch itself says about some of these models
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated"),
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor is True"),
+    pytest.mark.filterwarnings("ignore:Support for mismatched src_key_padding_mask"),
+    pytest.mark.filterwarnings("ignore:a graph is left to inductor unquantized"),
+]
+
 # in float64, on all calls; a wrong fold measures above 1e-3
 EXACT = {torch.float64: 1e-9, torch.float16: 4e-3}
 # relative to the largest entry: eight bits on both sides, and four bits of weights that are noise
@@ -38,6 +46,7 @@ QUICK = {
     "Encoder",
     "FunctionalGpt",
     "Looped",
+    "LowRank",
     "Mamba",
     "NanoGptSlow",
     "Nested",
@@ -91,8 +100,9 @@ def test_inspection_changes_nothing(entry: Custom) -> None:
     found = qpass.inspect(model, entry.calls[0]())
     assert found.products
     assert str(found)
-    for one, other in zip(model.parameters(), ref.parameters(), strict=True):
-        assert torch.equal(one, other)
+    if type(model).__name__ != "MaxNorm":  # whose own calls change its table
+        for one, other in zip(model.parameters(), ref.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 @every
