@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from qpass.analyze import Matmul, Region
+from qpass.analyze import Matmul, Region, Role
 from qpass.analyze.parts import Parts, find_parts
 from qpass.ir import Program, read
 from qpass.plan.place import Fork, cheapest, total
@@ -142,27 +142,54 @@ def _pair(
     plain = replace(transform, lifted=False)
     if ROTATIONS[transform.rotation].supports(width) is not None or plain.fast() is None:
         return None
-    needed: set[int] = set()
-    alone = 0
-    for value in parts.values:
-        inputs = {one[part] for node, part in value.readers if node in wanted.get(value.name, ())}
-        if inputs := inputs - bound.pinned:
-            needed |= inputs
-            alone += work(program, value.name, width)
     forks = [
         replace(fork, made=one[fork.made], readers=tuple(one[reader] for reader in fork.readers))
         for fork in _forks(program, parts, lifted=transform.lifted)
     ]
-    found = cheapest(forks, needed, bound.pinned)
+    every, able = _inputs(parts, wanted, bound), set[int]()
+    alone = 0
+    for value, inputs in every.items():
+        held = {part for node, part in inputs if _holds(program, value, node)}
+        able |= held
+        alone += work(program, value, width) if held else 0
+    # what no transform can stand in front of, as experts, is reached too where that costs nothing
+    all_inputs = able | {
+        one[i]
+        for i, part in enumerate(parts.parts)
+        if any(site.role is Role.READS for site in part.sites) and one[i] not in bound.pinned
+    }
+    found = cheapest(forks, all_inputs, bound.pinned)
     cost = None if found is None else total(forks, found)
-    if found is None or cost is None or cost >= alone:
-        return None
+    if cost is None or cost > alone or (cost == alone and able == all_inputs):
+        found = cheapest(forks, able, bound.pinned)
+        cost = None if found is None else total(forks, found)
+        if cost is None or cost >= alone:
+            return None
+    assert found is not None
     turned = frozenset(i for i, first in one.items() if first in found)
     made, pin = _placement(parts, turned), parts.region.pins[0]
     count = f"{made.transforms} instead of {len(wanted)} transforms run"
     why = f"{count}, as the region is held in places: {pin.why} ({pin.where})"
     names = tuple(dict.fromkeys(name for i in sorted(turned) for name in parts.parts[i].names))
     return cost, Paired(parts.region.name, transform, names, why)
+
+
+def _inputs(
+    parts: Parts, wanted: Mapping[str, set[str]], bound: _Bound
+) -> dict[str, list[tuple[str, int]]]:
+    """The products that are to read a turned value, and their parts, by that value."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for value in parts.values:
+        for node, part in value.readers:
+            first = bound.one[part]
+            if node in wanted.get(value.name, ()) and first not in bound.pinned:
+                found.setdefault(value.name, []).append((node, first))
+    return found
+
+
+def _holds(program: Program, value: str, reader: str) -> bool:
+    """Whether a transform can stand in front of a product."""
+    return program.seams is None or (value, reader, False) in program.seams
 
 
 def _forks(program: Program, parts: Parts, *, lifted: bool) -> list[Fork]:
@@ -175,7 +202,7 @@ def _forks(program: Program, parts: Parts, *, lifted: bool) -> list[Fork]:
             continue
         for reader, part in value.readers:
             # layers have the fast form of a transform in front of their product, and no lift
-            turn = not lifted and (value.name, reader, False) in program.seams
+            turn = not lifted and _holds(program, value.name, reader)
             back = (value.name, reader, True) in program.seams
             forks.append(Fork(value.made, (part,), 0 if turn else None, 0 if back else None))
     return forks
