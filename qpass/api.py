@@ -34,7 +34,7 @@ from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
 from qpass.targets.seams import find_seams
 from qpass.targets.ties import reads_flag, tied_uses
-from qpass.transform import FoldNorms, carry_out, fold_and_rewrite, rewrite
+from qpass.transform import FoldNorms, FoldScales, carry_out, fold_and_rewrite, rewrite
 from qpass.verify.exact import ExactCheck, largest_error
 
 log = logging.getLogger("qpass")
@@ -79,7 +79,7 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     check_float(model)
     captured = capture(model, sample)
     bounds = _bounds(model, captured.program, sample)
-    folded, notes = run_passes(captured.program, [FoldNorms()])
+    folded, notes = run_passes(captured.program, [FoldNorms(), FoldScales()])
     recipe = Recipe("inspect", rotation="on")
     plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True, pairs=True)
     regions, after = rotatable_regions(folded), rewrite(folded, plan).program

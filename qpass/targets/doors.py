@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
-from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, Weight, Zeros, read
+from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, ScaleAxis, Weight, Zeros, read
 from qpass.plan import Paired
 from qpass.rotations import Group, Transform
 from qpass.targets.changes import DIFFER, OPEN, SAME, Carried, Change, Door
+from qpass.transform.fold_scales import Scale, find_scale
 from qpass.transform.insert_pairs import find_placements
 
 aten = torch.ops.aten
@@ -22,6 +23,7 @@ aten = torch.ops.aten
 _ROWS = (aten.reshape.default, aten.view.default, aten.to.dtype, aten.contiguous.default)
 
 _MOVED = Change(unclear="the gain of a norm moved through it")
+_SCALED = Change(unclear="the gain behind it moved into it")
 _INNER = Change(unclear="its basis changed on a part of an inner axis")
 
 
@@ -75,6 +77,9 @@ def find_changes(
             name = folded_name(owner, generation)
             lost[use] = f"{owner.module}.{name}" if owner.module else name
     changes = _Changes(before)
+    for scale in _folded_back(before, after, lost):
+        del lost[scale.gain.name]
+        changes.found |= dict.fromkeys(scale.values, _SCALED)
     changes.scale(lost)
     # regions were chosen when norms had been folded and before transforms were inserted
     folded = before.clone()
@@ -83,6 +88,21 @@ def find_changes(
     for choice in paired:
         changes.turn_parts(folded, choice)
     return changes.found
+
+
+def _folded_back(before: Program, after: Program, lost: Mapping[str, str]) -> list[Scale]:
+    """The lost gains that went into the weights in front of them, not into those behind."""
+    found: list[Scale] = []
+    matmuls = {m.node: m for m in find_matmuls(before)}
+    for use in lost:
+        for node in before.node(use).users:
+            scale = find_scale(before, node, matmuls)
+            if scale is None:
+                continue
+            step = ScaleAxis(before.weights[use], scale.matmul.writes)
+            if step in after.weights[scale.matmul.use].steps:
+                found.append(scale)
+    return found
 
 
 def _carried(values: Iterable[fx.Node], changes: Mapping[str, Change]) -> tuple[Carried, ...]:

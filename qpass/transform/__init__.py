@@ -1,6 +1,7 @@
-"""Exact rewrites: fold norms into their readers, rotate regions, insert online transforms."""
+"""Exact rewrites: fold norms and gains, rotate regions, insert online transforms."""
 
 from qpass.transform.fold_norms import FoldNorms
+from qpass.transform.fold_scales import FoldScales
 from qpass.transform.insert_online import InsertOnline
 from qpass.transform.insert_pairs import InsertPairs
 from qpass.transform.rewrite import Rewritten, carry_out, fold_and_rewrite, rewrite
@@ -8,6 +9,7 @@ from qpass.transform.rotate_regions import RotateRegions
 
 __all__ = [
     "FoldNorms",
+    "FoldScales",
     "InsertOnline",
     "InsertPairs",
     "Rewritten",

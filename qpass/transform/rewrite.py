@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
-from qpass.analyze import by_name, rotatable_regions
+from qpass.analyze import by_name, find_gain, rotatable_regions
 from qpass.errors import ContractBroken
 from qpass.ir import Check, Note, Pass, Program, run_passes
 from qpass.plan import Declined, Plan
 from qpass.transform.fold_norms import FoldNorms, scaled_value
+from qpass.transform.fold_scales import FoldScales
 from qpass.transform.insert_online import InsertOnline
 from qpass.transform.insert_pairs import InsertPairs
 from qpass.transform.rotate_regions import RotateRegions
@@ -43,7 +44,7 @@ def fold_and_rewrite(
     Raises `ContractBroken` where the steps that stood are not exact together.
     """
     for each in (None, check):
-        folded, _ = run_passes(program, [FoldNorms()], each)
+        folded, _ = run_passes(program, [FoldNorms(), FoldScales()], each)
         done = carry_out(program, folded, decide(folded), each)
         if check is None:
             return done
@@ -75,6 +76,9 @@ def carry_out(
     # a region can be called by a bias that only the fold of another norm makes
     if wanted and moving != every.keys() and not wanted <= by_name(rotatable_regions(start)).keys():
         start, notes = run_passes(program, [FoldNorms()], check)
+    if multiplied := values & {node.name for node in start.graph.nodes if find_gain(start, node)}:
+        start, more = run_passes(start, [FoldScales(frozenset(multiplied))], check)
+        notes = [*notes, *more]
     done = rewrite(start, plan, check)
     return replace(done, notes=(*notes, *done.notes))
 
