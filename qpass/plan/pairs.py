@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from qpass.analyze import Matmul, Region, Role
-from qpass.analyze.parts import Parts, find_parts
+from qpass.analyze.parts import Parts, Value, find_parts
 from qpass.ir import Program, read
 from qpass.plan.place import Fork, cheapest, total
 from qpass.plan.plan import Paired
@@ -25,12 +25,14 @@ class Placement:
     """Where the pairs of a region stand: the parts that turn, and who reads each value anew.
 
     `forward` are values that are turned for these readers, `back` those that are turned back.
+    `whole` are values of `forward` that what makes them may turn, as all that read them do.
     """
 
     parts: Parts
     turned: frozenset[int]
     forward: Mapping[str, tuple[str, ...]]
     back: Mapping[str, tuple[str, ...]]
+    whole: frozenset[str]
 
     @property
     def transforms(self) -> int:
@@ -47,7 +49,7 @@ def place(program: Program, parts: Parts, choice: Paired) -> Placement | None:
         return None
     forks = _forks(program, parts, lifted=choice.transform.lifted)
     found = cheapest(forks, turned, plain)
-    return None if found is None else _placement(parts, found)
+    return None if found is None else _placement(program, parts, found)
 
 
 def choose_pairs(
@@ -167,7 +169,7 @@ def _pair(
             return None
     assert found is not None
     turned = frozenset(i for i, first in one.items() if first in found)
-    made, pin = _placement(parts, turned), parts.region.pins[0]
+    made, pin = _placement(program, parts, turned), parts.region.pins[0]
     count = f"{made.transforms} instead of {len(wanted)} transforms run"
     why = f"{count}, as the region is held in places: {pin.why} ({pin.where})"
     names = tuple(dict.fromkeys(name for i in sorted(turned) for name in parts.parts[i].names))
@@ -192,19 +194,47 @@ def _holds(program: Program, value: str, reader: str) -> bool:
     return program.seams is None or (value, reader, False) in program.seams
 
 
+def _staying(program: Program, parts: Parts, *, lifted: bool) -> set[int]:
+    """The parts that cannot turn: pinned ones, and what they make where no transform can stand."""
+    found = {i for i, part in enumerate(parts.parts) if part.pins}
+    while True:
+        more = {
+            part
+            for value in parts.values
+            if value.made in found and not _turns_whole(program, value)
+            for reader, part in value.readers
+            if lifted or not _holds(program, value.name, reader)
+        }
+        if more <= found:
+            return found
+        found |= more
+
+
+def _turns_whole(program: Program, value: Value) -> bool:
+    """Whether what makes a value can turn it for all that read it."""
+    return program.seams is None or (value.name, "", False) in program.seams
+
+
 def _forks(program: Program, parts: Parts, *, lifted: bool) -> list[Fork]:
     """What each value costs, and what cannot be where the program has few seams."""
     forks: list[Fork] = []
+    staying = _staying(program, parts, lifted=lifted) if program.seams is not None else set[int]()
     for value in parts.values:
         cost = work(program, value.name, parts.region.width, lifted=lifted)
         forks.append(Fork(value.made, tuple(part for _, part in value.readers), cost, cost))
         if program.seams is None:
             continue
+        made = value.made in staying and _turns_whole(program, value)
         for reader, part in value.readers:
             # layers have the fast form of a transform in front of their product, and no lift
-            turn = not lifted and _holds(program, value.name, reader)
+            alone = not lifted and _holds(program, value.name, reader)
             back = (value.name, reader, True) in program.seams
-            forks.append(Fork(value.made, (part,), 0 if turn else None, 0 if back else None))
+            turn = 0 if alone or made else None
+            forks.append(Fork(value.made, (part,), turn, 0 if back else None))
+            if made and not alone:
+                # what makes a value can turn it for all that read it, and for no less
+                others = (other for _, other in value.readers if other != part)
+                forks += [Fork(other, (part,), None, 0) for other in others]
     return forks
 
 
@@ -216,7 +246,7 @@ def work(program: Program, value: str, width: int, *, lifted: bool = False) -> i
     return rows * width * ((width - 1).bit_length() + _LIFTED * lifted)
 
 
-def _placement(parts: Parts, turned: frozenset[int]) -> Placement:
+def _placement(program: Program, parts: Parts, turned: frozenset[int]) -> Placement:
     forward: dict[str, tuple[str, ...]] = {}
     back: dict[str, tuple[str, ...]] = {}
     for value in parts.values:
@@ -224,4 +254,11 @@ def _placement(parts: Parts, turned: frozenset[int]) -> Placement:
         others = tuple(name for name, part in value.readers if (part in turned) is not made)
         if others:
             (back if made else forward)[value.name] = others
-    return Placement(parts, turned, forward, back)
+    whole = frozenset(
+        value.name
+        for value in parts.values
+        if program.seams is not None
+        and len(forward.get(value.name, ())) == len(value.readers)
+        and _turns_whole(program, value)
+    )
+    return Placement(parts, turned, forward, back, whole)

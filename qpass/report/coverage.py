@@ -71,5 +71,5 @@ def reads_turned(program: Program, use: str) -> bool:
     inputs = [value for user in program.node(use).users for value in user.all_input_nodes]
     turns = [turn for value in inputs if (turn := turn_of(value)) is not None]
     return any(read.calls(value, torch.ops.qpass.hadamard.default) for value in inputs) or any(
-        not inverse for _, inverse in turns
+        not turn.inverse for turn in turns
     )

@@ -15,7 +15,7 @@ from qpass.errors import BadInput
 from qpass.ops import PackedLinear, from_nibbles, pack_linear
 from qpass.rotations import Transform
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
-from qpass.targets.turned_back import TurnedBack
+from qpass.targets.turned import Turned
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _DTYPES = {
@@ -37,7 +37,7 @@ class Form:
     """What decides a layer but for the values of its tensors.
 
     `bits` is None for a float layer; `groups` counts the scales of a row beside its own (0: none).
-    `bias` names the type of the bias.
+    `bias` names the type of the bias, `after` is a transform that runs behind the layer.
     """
 
     path: str
@@ -51,11 +51,12 @@ class Form:
     bias: str | None = None
     activation_bits: int | None = None
     transform: Transform | None = None
+    after: Transform | None = None
     transposed: bool = False
     padding_idx: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "rotated", "embedding", "back"):
+        if self.kind not in ("linear", "rotated", "embedding", "turned"):
             raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
         for name in filter(None, (self.dtype, self.bias)):
             float_type(name)
@@ -63,8 +64,8 @@ class Form:
     def tensors(self) -> Shapes:
         """The shape and type of each tensor that the checkpoint has for the layer."""
         n, k = self.rows, self.columns
-        if self.kind == "back":
-            # it holds another module, and what it computes follows from its transform
+        if self.kind == "turned":
+            # it holds another module, and what it computes follows from its transforms
             return {}
         if self.kind == "embedding":
             return {"codes": ((n, k), torch.int8), "row_scales": ((n,), torch.float32)}
@@ -86,10 +87,13 @@ class Form:
     def read(table: Mapping[str, object]) -> Form:
         """The form that `dataclasses.asdict` made a table of."""
         fields = dict(table)
-        turn = fields.pop("transform", None)
+        turns = [fields.pop(name, None) for name in ("transform", "after")]
         try:
-            transform = None if turn is None else Transform(**cast("Mapping[str, int]", turn))  # type: ignore[arg-type]
-            return Form(**fields, transform=transform)  # type: ignore[arg-type]
+            transform, after = (
+                None if turn is None else Transform(**cast("Mapping[str, int]", turn))  # type: ignore[arg-type]
+                for turn in turns
+            )
+            return Form(**fields, transform=transform, after=after)  # type: ignore[arg-type]
         except TypeError as error:
             raise BadInput(f"a layer of the checkpoint is not understood: {error}") from error
 
@@ -149,7 +153,7 @@ class Blank(nn.Module):
 
 
 @final
-class BlankBack(nn.Module):
+class BlankTurned(nn.Module):
     """A module that will have another around it, once its own tensors are there."""
 
     def __init__(self, form: Form, inner: nn.Module) -> None:
@@ -158,9 +162,9 @@ class BlankBack(nn.Module):
         self.inner = inner
 
     def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The two, turning back in `dtype` (None: as it was saved)."""
-        assert self.form.transform is not None
-        return TurnedBack(self.inner, self.form.transform, dtype or _DTYPES[self.form.dtype])
+        """The two, turning in `dtype` (None: as it was saved)."""
+        form = self.form
+        return Turned(self.inner, form.transform, form.after, dtype or _DTYPES[form.dtype])
 
 
 def describe(model: nn.Module) -> tuple[Form, ...]:
@@ -173,12 +177,12 @@ def place(model: nn.Module, forms: Iterable[Form]) -> None:
     """Put a blank wherever the checkpoint has a layer of its own."""
     for form in forms:
         inner = _at(model, form.path)
-        _put(model, form.path, BlankBack(form, inner) if form.kind == "back" else Blank(form))
+        _put(model, form.path, BlankTurned(form, inner) if form.kind == "turned" else Blank(form))
 
 
 def finish(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Turn every blank, now filled, into its layer."""
-    blanks = [(p, m) for p, m in model.named_modules() if isinstance(m, Blank | BlankBack)]
+    blanks = [(p, m) for p, m in model.named_modules() if isinstance(m, Blank | BlankTurned)]
     for path, blank in blanks:
         _put(model, path, blank.layer(dtype))
 
@@ -229,9 +233,11 @@ def _form(path: str, module: nn.Module) -> Form | None:
             transform=module.online.transform,
             transposed=module.transposed,
         )
-    if isinstance(module, TurnedBack):
-        width, dtype = module.transform.width, _name(module.dtype)
-        return Form(path, "back", width, width, dtype, transform=module.transform)
+    if isinstance(module, Turned):
+        before, after = module.transforms
+        rows, columns = (0 if turn is None else turn.width for turn in (after, before))
+        dtype = _name(module.dtype)
+        return Form(path, "turned", rows, columns, dtype, transform=before, after=after)
     return None
 
 

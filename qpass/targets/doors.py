@@ -171,13 +171,18 @@ class _Changes:
         for placement in find_placements(folded, choice):
             if isinstance(placement, str):
                 continue
+            whole = placement.parts.region
             for i in placement.turned:
                 part = placement.parts.parts[i]
                 region = dataclasses.replace(
-                    placement.parts.region, heads=1, sites=part.sites, spans=part.spans, pins=()
+                    whole, heads=1, sites=part.sites, spans=part.spans, pins=()
                 )
                 for span in part.spans:
                     self._turn(span.value, span.axis, region, choice.transform)
+            region = dataclasses.replace(whole, heads=1, sites=(), spans=(), pins=())
+            for name in placement.whole:
+                axis = len(read.shape(self._nodes[name])) - 1
+                self._turn(name, axis, region, choice.transform)
 
     def _turn(self, value: str, axis: int, region: Region, basis: Transform) -> None:
         known = self.found.get(value, SAME)

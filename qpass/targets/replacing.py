@@ -22,7 +22,7 @@ from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
 from qpass.targets.replaceable import refusals
 from qpass.targets.stored import stored_axis
-from qpass.transform.turn import SignsOf
+from qpass.transform.turn import SignsOf, turn_of
 
 # makes codes of a float64 weight [N, K]
 Encode = Callable[[Quantized, Tensor], QuantizedTensor]
@@ -198,8 +198,9 @@ def _activation_bits(entry: Quantized) -> int | None:
 
 
 def _transform(after: Program, value: fx.Node) -> Transform | None:
-    """The transform that was inserted in front of a product."""
-    if not read.calls(value, torch.ops.qpass.hadamard.default):
+    """The transform that was inserted in front of a product, unless another module has it."""
+    turn = turn_of(value)
+    if not read.calls(value, torch.ops.qpass.hadamard.default) or (turn and turn.made):
         return None
     weight = after.weight(read.value(value, "signs"))
     first = weight.steps[0] if weight is not None and weight.steps else None

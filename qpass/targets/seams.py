@@ -1,7 +1,8 @@
 """Where in a module a transform can stand: before a product, and before a module that only reads.
 
 The input of a linear layer is turned by the layer that takes its place. The input of another module
-is turned back by a module around it, if it is the only value that the module is given.
+is turned back by a module around it, if it is the only value that the module is given, and what it
+returns is turned, if that is one value and all that read it want it so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qpass.targets.layers import Fixed
 from qpass.targets.record import record_of
 from qpass.targets.replaceable import has_hooks
 from qpass.targets.replacing import held
-from qpass.targets.turned_back import TurnedBack
+from qpass.targets.turned import Turned
 from qpass.transform.turn import turn_of
 
 Seam = tuple[str, str, bool]
@@ -45,23 +46,31 @@ def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> f
             for value in node.all_input_nodes
             if value not in nodes and program.weight(value) is None and read.is_floating(value)
         }
-        if len(given) == 1 and path not in owned and _may_stand_around(model, path):
+        if path in owned or not _may_stand_around(model, path):
+            continue
+        if len(given) == 1:
             ((value, node),) = given
             found.add((value.name, node.name, True))
+        made = [node for node in nodes if any(user not in nodes for user in node.users)]
+        if len(made) == 1 and nodes.isdisjoint(made[0].users):
+            found.add((made[0].name, "", False))
     return frozenset(found)
 
 
 def build_around(model: nn.Module, before: Program, after: Program) -> dict[str, nn.Module]:
-    """A module to stand around each one whose input is turned back, by path."""
-    transforms: dict[str, Transform] = {}
+    """A module to stand around each one whose input is turned back or output turned, by path."""
+    turns: dict[str, list[Transform | None]] = {}
     for node in after.graph.nodes:
-        turns = [turn for value in node.all_input_nodes if (turn := turn_of(value)) is not None]
-        path = read.module_path(node)
-        for transform, inverse in turns:
-            if inverse:
-                transforms[path] = transform
+        if (turn := turn_of(node)) is None:
+            continue
+        if turn.inverse:
+            for path in {read.module_path(user) for user in node.users}:
+                turns.setdefault(path, [None, None])[0] = turn.transform
+        elif turn.made:
+            path = read.module_path(after.node(turn.value))
+            turns.setdefault(path, [None, None])[1] = turn.transform
     made: dict[str, nn.Module] = {}
-    for path, transform in transforms.items():
+    for path, (back, onward) in turns.items():
         changed = [
             owner.path
             for use, owner in before.owners.items()
@@ -69,11 +78,11 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
         ]
         if changed or not _may_stand_around(model, path):
             raise Unsupported(
-                f"{path or 'the model'}: its input cannot be turned back\n"
-                "  leave the region that it reads unrotated"
+                f"{path or 'the model'}: its input or output cannot be turned\n"
+                "  leave the regions that it reads and makes unrotated"
             )
         module = model.get_submodule(path)
-        made[path] = TurnedBack(module, transform, _dtype(model, module))
+        made[path] = Turned(module, back, onward, _dtype(model, module))
     return made
 
 

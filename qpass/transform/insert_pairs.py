@@ -62,6 +62,7 @@ def _carry_out(program: Program, placement: Placement, choice: Paired) -> None:
     for values, inverse in ((placement.forward, False), (placement.back, True)):
         for name, readers in values.items():
             value = program.node(name)
-            made = turned(program, value, transform, inverse=inverse)
+            whole = name in placement.whole
+            made = turned(program, value, transform, inverse=inverse, made=whole)
             for reader in readers:
                 edit.redirect(program.node(reader), value, made)

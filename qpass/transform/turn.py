@@ -64,22 +64,38 @@ class LiftOf(Step):
         return self.transform.lift()[self.side][self.index]
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a node does to `value`: it is turned, or turned back; `made` if its maker does that."""
+
+    value: str
+    transform: Transform
+    inverse: bool
+    made: bool
+
+
 def turned(
-    program: Program, value: fx.Node, transform: Transform, *, inverse: bool = False
+    program: Program,
+    value: fx.Node,
+    transform: Transform,
+    *,
+    inverse: bool = False,
+    made: bool = False,
 ) -> fx.Node:
     """Insert `value @ R`, or `value @ R.T`, behind a value, in the type of the value."""
     maker = _Maker(program, value, transform)
     before = edit.after(program, value)
-    made = value if not inverse else maker.lifted(before, value, inverse=True)
-    made = maker.fast(before, made, inverse=inverse)
-    made = made if inverse else maker.lifted(before, made, inverse=False)
-    made.meta[edit.TURN] = (transform, inverse)
-    return made
+    result = value if not inverse else maker.lifted(before, value, inverse=True)
+    result = maker.fast(before, result, inverse=inverse)
+    result = result if inverse else maker.lifted(before, result, inverse=False)
+    result.meta[edit.TURN] = Turn(value.name, transform, inverse, made)
+    return result
 
 
-def turn_of(node: fx.Node) -> tuple[Transform, bool] | None:
-    """The transform that a node is the result of, and whether it is the inverse."""
-    return cast("tuple[Transform, bool] | None", node.meta.get(edit.TURN))
+def turn_of(node: fx.Node) -> Turn | None:
+    """What a node is the result of, if that is a transform that a pass has put in."""
+    return cast("Turn | None", node.meta.get(edit.TURN))
 
 
 @final

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 import qpass
 from qpass.plan import Plan
-from qpass.targets.turned_back import TurnedBack
-from tests.transform.test_pairs import CASES, GPT2, bare, language, layer, rms, stack
-from tests.zoo import _GATED, tiny, tokens
+from qpass.targets.turned import Turned
+from tests.transform.test_pairs import (
+    CASES,
+    GPT2,
+    WIDTH,
+    Block,
+    bare,
+    language,
+    layer,
+    rms,
+    stack,
+)
+from tests.zoo import _GATED, randomise, tiny, tokens
 
 LIMIT = 1e-9
 # norms that cast to float32 inside are as exact as that when the module itself runs
@@ -61,7 +71,7 @@ def test_a_base_model_turns_back_once(name: str) -> None:
     model, inputs = LAST_NORM[name]()
     want = output(model, inputs)
     report = qpass.rotate(model, inputs)
-    around = [path for path, m in model.named_modules() if isinstance(m, TurnedBack)]
+    around = [path for path, m in model.named_modules() if isinstance(m, Turned)]
     assert len(around) == 1
     assert len(report.plan.paired) == 1
     assert close(output(model, inputs), want)
@@ -129,7 +139,7 @@ def test_a_quantized_base_model_turns_back() -> None:
     )
     want = output(model, inputs)
     qpass.quantize(model, {"recipe": "w8a8", "rotation": "on"}, inputs=inputs)
-    assert any(isinstance(m, TurnedBack) for m in model.modules())
+    assert any(isinstance(m, Turned) for m in model.modules())
     error = (output(model, inputs) - want).norm() / want.norm()
     assert error < 0.05
 
@@ -170,3 +180,74 @@ def test_an_inspection_says_what_turns_in_part_and_why() -> None:
     assert {p.input for p in found.products if "down" not in p.site} == {"folded"}
     for word in ("turned in part", "1 instead of 4 transforms", "a norm's gain"):
         assert word in str(found)
+
+
+class Between(nn.Module):
+    """Blocks between two norms that keep their gains: the stream turns at one and back at another.
+
+    With `shown`, what the first norm makes is returned too, so it cannot turn.
+    """
+
+    def __init__(self, norm: Callable[[], nn.Module], *, shown: bool = False) -> None:
+        super().__init__()
+        self.inp, self.first, self.last = nn.Linear(7, WIDTH), norm(), norm()
+        self.blocks = nn.ModuleList(Block(norm(), scaled=False, modulated=False) for _ in range(4))
+        self.shown = shown
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        first = x = self.first(self.inp(x))
+        for block in self.blocks:
+            x = block(x, x)
+        return (self.last(x), first) if self.shown else self.last(x)
+
+
+def between(norm: Callable[[], nn.Module], **options) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    model = Between(norm, **options).double().eval()
+    randomise(model, 0)
+    return model, {"x": stack(norm)[1]["x"]}
+
+
+@pytest.mark.parametrize("norm", [rms, layer], ids=lambda norm: norm.__name__)
+def test_a_norm_turns_what_it_makes(norm: Callable[[], nn.Module], tmp_path) -> None:
+    model, inputs = between(norm)
+    fresh = copy.deepcopy(model)
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    around = {path: m.transforms for path, m in model.named_modules() if isinstance(m, Turned)}
+    assert around.keys() == {"first", "last"}
+    assert around["first"][0] is around["last"][1] is None
+    # the input of the first layer and the inner widths, and one at each of the two norms
+    assert len(report.online) == 1 + 4 + 2
+    assert close(output(model, inputs), want, LIMIT)
+    shown: list[Tensor] = []
+    for one in (fresh, model):
+        with one.first.register_forward_hook(lambda m, args, out: shown.append(out.clone())):
+            output(one, inputs)
+    assert close(shown[1], shown[0], LIMIT)
+    qpass.save(model, tmp_path / "saved")
+    loaded = qpass.load(tmp_path / "saved", model=between(norm)[0])
+    assert close(output(loaded, inputs), want, LIMIT)
+    assert qpass.rotate(model, inputs).online == report.online
+
+
+def test_what_is_shown_is_not_turned_where_it_is_made() -> None:
+    model, inputs = between(rms, shown=True)
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    assert not any(isinstance(m, Turned) for m in model.modules())
+    assert len(report.online) == 1 + 4 + 4
+    assert close(output(model, inputs), want, LIMIT)
+
+
+def test_norms_behind_each_half_turn_what_they_make() -> None:
+    config = hf.Gemma3TextConfig(
+        **_GATED, head_dim=8, layer_types=["sliding_attention", "full_attention"]
+    )
+    model, inputs = tiny(config), {"input_ids": tokens()}
+    with torch.no_grad():
+        want = model(**inputs).logits
+    report = qpass.rotate(model, inputs)
+    # four norms, and two inner widths; before products, the head would be one more
+    assert len(report.online) == 4 + 2
+    with torch.no_grad():
+        assert close(model(**inputs).logits, want)
