@@ -3,8 +3,8 @@
 An axis (`Axis`) is a row-major product of references to atoms. An atom is a leaf, a product of
 smaller atoms (a view split it) or a sum of parts (a slice cut it, or `cat` joined it). Equal axes
 are tied by union-find; a tie may be *dual*, when one side changes by the inverse transpose of the
-other. Pins, sites and values are kept as events on axes and resolved to leaves at the end, so that
-splitting an atom late loses nothing.
+other, or, between diagonal changes, any power of it. Pins, sites and values are kept as events on
+axes and resolved to leaves at the end, so that splitting an atom late loses nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import final
 
 import sympy
 import torch
 
 Size = int | sympy.Expr
+# 1, -1 for the inverse transpose, or the exponent of a positive diagonal change
+Power = int | Fraction
 
 
 def size_of(size: int | torch.SymInt) -> Size:
@@ -31,12 +34,12 @@ def size_of(size: int | torch.SymInt) -> Size:
 class Atom:
     """One factor or part of an axis; identity matters, so it is compared by `is`."""
 
-    __slots__ = ("dual", "factors", "link", "parts", "size")
+    __slots__ = ("factors", "link", "parts", "power", "size")
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self.link: Atom | None = None
-        self.dual = False
+        self.power: Power = 1
         self.factors: Axis | None = None
         self.parts: Axis | None = None
 
@@ -44,10 +47,10 @@ class Atom:
 @final
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An atom as one axis sees it; `dual` if the axis changes by the inverse transpose."""
+    """An atom as one axis sees it: the axis changes by that power of the atom's change."""
 
     atom: Atom
-    dual: bool = False
+    power: Power = 1
 
 
 Axis = tuple[Ref, ...]
@@ -77,11 +80,11 @@ def empty(axis: Axis) -> bool:
 
 def find(ref: Ref) -> Ref:
     """The atom that stands for everything tied to this one."""
-    atom, dual = ref.atom, ref.dual
+    atom, power = ref.atom, ref.power
     while atom.link is not None:
-        dual ^= atom.dual
+        power *= atom.power
         atom = atom.link
-    return Ref(atom, dual)
+    return Ref(atom, power)
 
 
 def factors(axis: Axis) -> list[Ref]:
@@ -91,13 +94,24 @@ def factors(axis: Axis) -> list[Ref]:
         if ref.atom.factors is None:
             flat.append(ref)
         else:
-            flat += factors(flip(ref.atom.factors, ref.dual))
+            flat += factors(raised(ref.atom.factors, ref.power))
     return flat
 
 
-def flip(axis: Sequence[Ref], dual: bool) -> Axis:
-    """The axis changed by the inverse transpose, if `dual`."""
-    return tuple(Ref(r.atom, r.dual ^ dual) for r in axis)
+def raised(axis: Sequence[Ref], power: Power) -> Axis:
+    """The axis, changed by a power of its change: -1 for the inverse transpose."""
+    return tuple(Ref(r.atom, r.power * power) for r in axis)
+
+
+def twin(axis: Axis) -> Axis:
+    """A new axis, tied to nothing, that is split and cut as this one is."""
+    made: list[Ref] = []
+    for ref in factors(axis):
+        atom = Atom(ref.atom.size)
+        if ref.atom.parts is not None:
+            atom.parts = tuple(as_one(twin((part,))) for part in ref.atom.parts)
+        made.append(Ref(atom))
+    return tuple(made)
 
 
 def split(ref: Ref, outer: Size) -> None:
@@ -111,23 +125,26 @@ def split(ref: Ref, outer: Size) -> None:
     atom.factors = (Ref(Atom(outer)), Ref(Atom(rest)))
 
 
-def tie(left: Axis, right: Axis, *, dual: bool = False) -> list[Axis]:
-    """Make two axes equal; returns the axes found dual to themselves (only O(n) allows that)."""
-    own_dual: list[Axis] = []
+def tie(left: Axis, right: Axis, *, power: Power = 1) -> list[Axis]:
+    """Make the left axis change by a power of the right one's change.
+
+    Returns the axes found to equal another power of their own change: O(n) alone allows -1.
+    """
+    own_power: list[Axis] = []
     index = 0
     while True:
         ls, rs = factors(left), factors(right)
         if index == len(ls) == len(rs):
-            return own_dual
+            return own_power
         if index >= len(ls) or index >= len(rs):
             raise Mismatch("axes of different sizes meet")
         a, b = ls[index], rs[index]
         if a.atom is b.atom:
-            if (a.dual ^ b.dual) != dual:
-                own_dual.append((a,))
+            if a.power != b.power * power:
+                own_power.append((a,))
             index += 1
         elif a.atom.size == b.atom.size:
-            own_dual += _join(a, b, dual=dual)
+            own_power += _join(a, b, power)
             index += 1
         else:
             _split_larger(a, b)
@@ -140,19 +157,25 @@ def _split_larger(a: Ref, b: Ref) -> None:
         split(b, a.atom.size)
 
 
-def _join(a: Ref, b: Ref, *, dual: bool) -> list[Axis]:
-    own_dual: list[Axis] = []
+def _join(a: Ref, b: Ref, power: Power) -> list[Axis]:
+    own_power: list[Axis] = []
+    # how the left atom changes, as a power of the right one's change
+    relation = _ratio(b.power * power, a.power)
     if a.atom.parts is not None and b.atom.parts is not None:
         cuts = sorted({*_cuts(a.atom), *_cuts(b.atom)})
         _cut_at(a.atom, cuts)
         _cut_at(b.atom, cuts)
-        relation = a.dual ^ b.dual ^ dual
         for p, q in zip(a.atom.parts, b.atom.parts, strict=True):
-            own_dual += tie((p,), (q,), dual=relation)
-    keep, give = (a, b) if b.atom.parts is None else (b, a)
-    give.atom.link = keep.atom
-    give.atom.dual = a.dual ^ b.dual ^ dual
-    return own_dual
+            own_power += tie((p,), (q,), power=relation)
+    if b.atom.parts is None:
+        b.atom.link, b.atom.power = a.atom, _ratio(1, relation)
+    else:
+        a.atom.link, a.atom.power = b.atom, relation
+    return own_power
+
+
+def _ratio(a: Power, b: Power) -> Power:
+    return a * b if b in (1, -1) else Fraction(a) / b
 
 
 def _cuts(atom: Atom) -> list[int]:
@@ -182,7 +205,7 @@ def _cut_at(atom: Atom, cuts: Sequence[int]) -> None:
         if root.atom.factors is not None:
             raise Mismatch("an axis is factored in one place and cut into parts in another")
         _cut_at(root.atom, sorted({0, *inner, stop - start, *_inner_cuts(root.atom)}))
-        parts += flip(root.atom.parts or (), root.dual)
+        parts += raised(root.atom.parts or (), root.power)
     atom.parts = tuple(parts)
 
 
@@ -211,7 +234,7 @@ def cut(axis: Axis, start: int, stop: int) -> Axis:
     picked = tuple(
         part for part, begin in zip(first.atom.parts or (), at, strict=False) if low <= begin < high
     )
-    picked = flip(picked, first.dual)
+    picked = raised(picked, first.power)
     head = picked if len(picked) == 1 else join(picked)
     return (*(r for r in head if find(r).atom.size != 1), *flat[1:])
 
@@ -313,7 +336,7 @@ def _place(
             yield Placement(ref, offset, strides[i], context, partial)
             continue
         at = 0
-        for part in flip(ref.atom.parts, ref.dual):
+        for part in raised(ref.atom.parts, ref.power):
             step = strides[i]
             begin = offset + at * step if step is not None else offset
             yield from _place((part,), begin, step, context, partial=True)

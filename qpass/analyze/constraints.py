@@ -13,6 +13,7 @@ from torch import fx
 from qpass.analyze.atoms import (
     Axis,
     Mismatch,
+    Power,
     Size,
     as_one,
     cut,
@@ -23,6 +24,7 @@ from qpass.analyze.atoms import (
     regroup,
     size_of,
     tie,
+    twin,
 )
 from qpass.ir import Program, read
 from qpass.rotations import Group
@@ -55,6 +57,17 @@ class Held:
     pin: Pin
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """An event: entry by entry `z = x * y`, so diagonal changes satisfy `T_z = T_x T_y`."""
+
+    x: Axis
+    y: Axis
+    z: Axis
+    node: fx.Node | None
+
+
 class Constraints:
     """The facts that rules record for one group; `qpass.analyze.regions` solves them."""
 
@@ -65,6 +78,7 @@ class Constraints:
         self.held: list[Held] = []
         self.mixed: list[tuple[Layout, int]] = []
         self.reads: set[tuple[fx.Node, int]] = set()
+        self.multiplied: list[Factors] = []
         self.node: fx.Node | None = None
 
     # -- what rules may ask
@@ -91,22 +105,37 @@ class Constraints:
         self.give(node, layout)
         return layout
 
-    def tie(self, left: Axis, right: Axis, *, dual: bool = False) -> None:
-        """Both axes change alike, or by each other's inverse transpose if `dual`."""
+    def tie(self, left: Axis, right: Axis, *, power: Power = 1) -> None:
+        """The left axis changes as the right one does, or by that power of it.
+
+        -1 is the inverse transpose; others exist for positive diagonal changes only.
+        """
         try:
-            own_dual = tie(left, right, dual=dual)
+            own_power = tie(left, right, power=power)
         except Mismatch as mismatch:
             self.pin(left, str(mismatch))
             self.pin(right, str(mismatch))
             return
-        for axis in own_dual:
-            self.limit(axis, "meets its own inverse transpose", Group.ORTHOGONAL)
+        power_of = "a power" if self.allows(Group.POSITIVE_DIAGONAL) else "the inverse transpose"
+        for axis in own_power:
+            self.limit(axis, f"meets {power_of} of its own change", Group.ORTHOGONAL)
 
     def contract(self, left: Layout, i: int, right: Layout, j: int) -> None:
         """Axis `i` of one value and `j` of another are summed over in a product: they are dual."""
-        self.tie(left[i], right[j], dual=True)
+        self.tie(left[i], right[j], power=-1)
         self.mix(left, i)
         self.mix(right, j)
+
+    def multiply(self, x: Axis, y: Axis, why: str) -> Axis:
+        """The axis of a product of two values entry by entry."""
+        if not self.allows(Group.PERMUTATION) and self.allows(Group.DIAGONAL):
+            z = twin(x)
+            self.multiplied.append(Factors(x, y, z, self.node))
+            return z
+        self.limit(x, why, Group.PERMUTATION)
+        self.limit(y, why, Group.PERMUTATION)
+        self.tie(x, y)
+        return x
 
     def absorb(self, weight: fx.Node, axis: int) -> None:
         """`weight` reads on `axis`: it is contracted with values rather than being one."""

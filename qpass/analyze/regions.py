@@ -10,7 +10,7 @@ from typing import final
 
 from torch import fx
 
-from qpass.analyze.atoms import Atom, Placement
+from qpass.analyze.atoms import Atom, Placement, Power
 from qpass.analyze.constraints import Constraints, Pin, Role
 from qpass.analyze.solution import Solution, Span, collect
 from qpass.ir import Block, Program, read
@@ -20,13 +20,21 @@ from qpass.rotations import Group
 @final
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One axis of one use of a weight that absorbs a region's change of basis."""
+    """One axis of one use of a weight that absorbs a region's change of basis.
+
+    It changes by that `power` of the region's matrix: 1, -1 for the inverse transpose, or, where
+    the region is positive and diagonal, any other.
+    """
 
     use: str
     axis: int
     block: Block
     role: Role
-    dual: bool
+    power: Power
+
+    @property
+    def dual(self) -> bool:
+        return self.power < 0
 
 
 @final
@@ -142,4 +150,4 @@ def site_of(c: Constraints, node: fx.Node, axis: int, place: Placement, head: At
         at,
     )
     role = Role.READS if (node, axis) in c.reads else Role.WRITES
-    return Site(node.name, axis, block, role, place.leaf.dual)
+    return Site(node.name, axis, block, role, place.leaf.power)

@@ -11,6 +11,7 @@ from torch import fx
 
 from qpass.analyze.atoms import Atom, Axis, Placement, placements
 from qpass.analyze.constraints import Constraints, Pin
+from qpass.analyze.diagonals import settle
 from qpass.analyze.rules.base import find_rule
 from qpass.ir import Program, read
 from qpass.rotations import Group
@@ -93,6 +94,7 @@ class Solution:
     """What the rules' events say about each leaf, once every atom is split as far as it will be."""
 
     def __init__(self, c: Constraints) -> None:
+        settle(c)
         self.placed = _Placed(c)
         self.pins: dict[Atom, list[Pin]] = {}
         for held in c.held:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qpass.analyze.atoms import Atom, Axis, Placement, placements
+from qpass.analyze.atoms import Atom, Axis, Placement, Power, placements
 from qpass.rotations import Group, Key, sample
 
 
@@ -34,9 +34,7 @@ class Change:
     def _at(
         self, value: Tensor, layout: tuple[Axis, ...], i: int, place: Placement, *, undo: bool
     ) -> Tensor:
-        matrices = self.matrices
-        if place.leaf.dual:
-            matrices = torch.linalg.inv(matrices).mT
+        matrices = raised(self.matrices, place.leaf.power)
         if undo:
             matrices = torch.linalg.inv(matrices)
         moved = value.movedim(i, -1).clone()
@@ -80,6 +78,19 @@ def _starts(place: Placement, head: Atom | None) -> list[tuple[int, int | None]]
             (at + k * stride, k if atom is head else h) for at, h in starts for k in range(size)
         ]
     return starts
+
+
+def raised(matrices: Tensor, power: Power) -> Tensor:
+    """A power of each matrix, where -1 is its inverse transpose; NaN where it is not real."""
+    if power == 1:
+        return matrices
+    if power == -1:
+        return torch.linalg.inv(matrices).mT
+    if power == int(power):
+        return torch.linalg.matrix_power(matrices, int(power))
+    entries = matrices.diagonal(dim1=-2, dim2=-1)
+    diagonal = torch.equal(torch.diag_embed(entries), matrices)
+    return torch.diag_embed(entries ** float(power) if diagonal else entries * torch.nan)
 
 
 def element(group: Group, leaf: Atom, head: Atom | None, seed: int) -> Change:

@@ -93,4 +93,9 @@ ACTIVATIONS = (
     torch.sigmoid,
     functional.leaky_relu,
     lambda x: x,
+    lambda x: functional.relu(x) ** 2,
+    lambda x: functional.relu(x).square(),
+    lambda x: functional.relu(x) * x,
+    lambda x: x * x,
+    lambda x: functional.relu(x) ** 1.5,
 )

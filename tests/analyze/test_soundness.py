@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from qpass.analyze import Region, find_regions
 from qpass.analyze.constraints import Constraints
 from qpass.analyze.rules import base
+from qpass.analyze.rules.broadcast import merge
 from qpass.capture.export import capture
 from qpass.ir import Block, Program, Step, read, run_passes
 from qpass.plan import Recipe
@@ -21,7 +22,7 @@ from qpass.plan.choose import choose
 from qpass.rotations import Group
 from qpass.transform import FoldNorms, InsertOnline, RotateRegions
 from tests.analyze.blocks import BLOCKS, net, tokens
-from tests.analyze.changes import matrices
+from tests.analyze.changes import matrices, raised
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ def change(program: Program, region: Region, seed: int) -> None:
     """Change a region by random elements of its group, in all the weights that absorb it."""
     matrices_hnn = matrices(region.group, region.width, region.heads, seed)
     for site in region.sites:
-        own = torch.linalg.inv(matrices_hnn).mT if site.dual else matrices_hnn
+        own = raised(matrices_hnn, site.power)
         program.weights[site.use] = program.weights[site.use].then(
             Changed(own if site.block.head is not None else own[:1], site.axis, site.block)
         )
@@ -133,6 +134,13 @@ def without_bias(node: fx.Node, c: Constraints) -> None:
     c.give(node, (*values[:-1], matrix[0]))
 
 
+def overlooked(node: fx.Node, c: Constraints) -> None:
+    """The wrong rule for a product, which forgets that its other factor may change, too."""
+    left, right = read.value(node, "self"), read.optional_value(node, "other")
+    axes = c.layout(left)
+    c.give(node, axes if right is None else merge(c, axes, c.layout(right)[:0], constant=None))
+
+
 # the operators that get a wrong rule, the rule, a group that shows it, and blocks with the operator
 PLANTED = {
     "a tie through relu": (
@@ -147,6 +155,18 @@ PLANTED = {
         Group.PERMUTATION,
         ("Attention", "Plain"),
     ),
+    "a square as it was": (
+        (aten.pow.Tensor_Scalar, aten.square.default),
+        through("self"),
+        Group.POSITIVE_DIAGONAL,
+        ("Plain", "Gated"),
+    ),
+    "a factor that is overlooked": (
+        (aten.mul.Tensor,),
+        overlooked,
+        Group.DIAGONAL,
+        ("Gated", "Plain"),
+    ),
     "a forgotten bias": (
         (aten.linear.default,),
         without_bias,
@@ -160,8 +180,9 @@ PLANTED = {
 def test_a_wrong_rule_is_seen(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     targets, wrong, group, names = PLANTED[bug]
     for target in targets:
+        assert base.find_rule(target) is not None
         monkeypatch.setitem(base._RULES, target, wrong)
-    assert any(unsound(names, seed, (group,)) for seed in range(3))
+    assert any(unsound(names, seed, (group,)) for seed in range(12))
 
 
 def test_a_mixture_of_heads_that_nobody_notes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from dataclasses import dataclass
 from typing import final
@@ -74,7 +75,10 @@ def _axis(places: list[_Place], c: Constraints, *, kept: bool) -> Axis:
     if not kept and len(filled) == 1:
         c.limit(filled[0], "is summed over", Group.ORTHOGONAL_ONES)
     elif not kept and len(filled) == 2:
-        c.tie(filled[0], filled[1], dual=True)
+        c.tie(filled[0], filled[1], power=-1)
+    elif kept and len(filled) > 1:
+        why = "each entry of one meets the same entry of the other"
+        return functools.reduce(lambda x, y: c.multiply(x, y, why), filled)
     elif len(filled) > 1:
         for axis in filled:
             c.limit(axis, "each entry of one meets the same entry of the other", Group.PERMUTATION)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import cast
 
 import torch
 from torch import fx
 
-from qpass.analyze.atoms import Axis
+from qpass.analyze.atoms import Axis, raised
 from qpass.analyze.constraints import Constraints
 from qpass.analyze.gains import Gain, find_gain
 from qpass.analyze.rules.base import is_new, rule
@@ -28,8 +29,6 @@ _HOMOGENEOUS = (Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
     aten.softplus.default,
     aten.exp.default,
     aten.cos.default,
-    aten.rsqrt.default,
-    aten.sqrt.default,
     aten.elu.default,
     aten.mish.default,
     aten.hardswish.default,
@@ -37,7 +36,6 @@ _HOMOGENEOUS = (Group.PERMUTATION, Group.POSITIVE_DIAGONAL)
     aten.relu6.default,
     aten.selu.default,
     aten.celu.default,
-    aten.square.default,
     aten.log.default,
     aten.log1p.default,
     aten.expm1.default,
@@ -62,17 +60,40 @@ def _homogeneous(node: fx.Node, c: Constraints) -> None:
     aten.asinh.default,
     aten.softshrink.default,
     aten.sign.default,
-    aten.reciprocal.default,
 )
 def _odd(node: fx.Node, c: Constraints) -> None:
     _unary(node, c, Group.PERMUTATION, Group.SIGNS)
 
 
-@rule(aten.pow.Tensor_Scalar)
+_POWERS: dict[object, Fraction] = {
+    aten.square.default: Fraction(2),
+    aten.sqrt.default: Fraction(1, 2),
+    aten.rsqrt.default: Fraction(-1, 2),
+}
+
+
+@rule(aten.pow.Tensor_Scalar, *_POWERS)
 def _power(node: fx.Node, c: Constraints) -> None:
-    exponent = read.number(node, "exponent")
+    """`(d x)^p = d^p x^p` for a positive `d`."""
+    exponent = _POWERS.get(node.target) or read.number(node, "exponent")
+    if exponent and not c.allows(Group.PERMUTATION) and c.allows(Group.POSITIVE_DIAGONAL):
+        layout = c.layout(read.value(node, "self"))
+        c.give(node, [raised(axis, Fraction(exponent)) for axis in layout])
+        return
     odd = exponent is not None and exponent % 2 == 1
     _unary(node, c, Group.PERMUTATION, *([Group.SIGNS] if odd else []))
+
+
+@rule(aten.reciprocal.default)
+def _reciprocal(node: fx.Node, c: Constraints) -> None:
+    layout = c.layout(read.value(node, "self"))
+    c.give(node, [_inverse(axis, c, "its reciprocal is taken") for axis in layout])
+
+
+def _inverse(axis: Axis, c: Constraints, why: str) -> Axis:
+    """The axis of a value one over which is taken, entry by entry."""
+    c.limit(axis, why, Group.PERMUTATION, Group.DIAGONAL)
+    return axis if c.allows(Group.PERMUTATION) else raised(axis, -1)
 
 
 @rule(aten.clamp.default)
@@ -183,13 +204,9 @@ def _multiply(node: fx.Node, c: Constraints) -> None:
         if x and y and mixed:
             out.append(x if _real(left) else y)
             continue
-        if x and y:
-            c.limit(x, what, Group.PERMUTATION)
-            c.limit(y, what, Group.PERMUTATION)
-            c.tie(x, y)
-        elif y and node.target is aten.div.Tensor:
-            c.limit(y, "is divided by entry by entry", Group.PERMUTATION, Group.SIGNS)
-        out.append(x or y)
+        if y and node.target is aten.div.Tensor:
+            y = _inverse(y, c, "is divided by entry by entry")
+        out.append(c.multiply(x, y, what) if x and y else x or y)
     c.give(node, out)
 
 
