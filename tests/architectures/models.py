@@ -1,0 +1,85 @@
+"""A tiny random model of a type, with two calls that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+from tests.architectures.catalogue import Architecture
+from tests.architectures.inputs import Call, calls
+from tests.architectures.shrink import VARIANTS, Variant, shrunk
+from tests.zoo import randomise
+
+LARGEST = 30_000_000
+
+
+@final
+class NoModel(Exception):
+    """No tiny model of a type could be built and called."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model, two calls of different shapes, and what it returned for them."""
+
+    model: hf.PreTrainedModel
+    first: Call
+    second: Call
+    outputs: tuple[list[Tensor], list[Tensor]]
+
+
+def subject(of: Architecture) -> Subject:
+    """The first variant that works, in float64 unless the model itself insists on less."""
+    refusals: list[str] = []
+    for variant in VARIANTS:
+        for dtype in (torch.float64, torch.float32):
+            for attention in ("sdpa", "eager"):
+                try:
+                    return _built(of, variant, attention, dtype)
+                except NoModel:
+                    raise
+                except Exception as error:  # noqa: BLE001  the model's code may raise anything
+                    said = " ".join(str(error).split())
+                    refusals.append(f"{type(error).__name__}: {said[:140]}")
+    raise NoModel(" | ".join(dict.fromkeys(refusals))[:600])
+
+
+def outputs(model: hf.PreTrainedModel, call: Call) -> list[Tensor]:
+    """All floating tensors that the model returns, caches aside."""
+    with torch.no_grad():
+        try:
+            result = model(**call, use_cache=False)
+        except TypeError:
+            result = model(**call)
+    values = [result] if isinstance(result, Tensor) else list(result.to_tuple())
+    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def _built(of: Architecture, variant: Variant, attention: str, dtype: torch.dtype) -> Subject:
+    kind = of.model_class()
+    torch.manual_seed(0)
+    config = shrunk(kind.config_class, variant)
+    config._attn_implementation = attention
+    with torch.device("meta"):
+        size = sum(p.numel() for p in kind._from_config(config).parameters())
+    if size > LARGEST:
+        raise NoModel(f"{size} parameters at the least")
+    model = kind._from_config(config).double()
+    randomise(model, 0)
+    model = model.eval().to(dtype)
+    error: Exception | None = None
+    for first, second in zip(
+        calls(model, batch=2, length=7, seed=0),
+        calls(model, batch=3, length=9, seed=1),
+        strict=True,
+    ):
+        try:
+            return Subject(model, first, second, (outputs(model, first), outputs(model, second)))
+        except Exception as said:  # noqa: BLE001  the model's code may raise anything
+            error = error or said
+    assert error is not None
+    raise error

@@ -1,0 +1,215 @@
+"""How small a model of any config can be made, without knowing the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import transformers as hf
+
+VOCABULARY = 64
+IMAGE = 32
+
+
+def _each(value: object, names: str) -> dict[str, object]:
+    return dict.fromkeys(names.split(), value)
+
+
+# what fields of these names become wherever a config has them; widths and head counts differ and
+# few are powers of two, so that an axis is not taken for another
+_SMALL: dict[str, object] = {
+    **_each(VOCABULARY, "vocab_size vocab_size_per_layer_input"),
+    **_each(
+        48,
+        "hidden_size n_embd d_model dim embed_dim n_embed width embedding_size emb_dim "
+        "word_embed_proj_dim lru_width",
+    ),
+    **_each(
+        2,
+        "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
+        "num_decoder_layers num_encoder_layers encoder_num_hidden_layers "
+        "decoder_num_hidden_layers num_stages num_encoder_blocks num_feat_extract_layers "
+        "num_conv_layers",
+    ),
+    **_each(
+        6,
+        "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
+        "decoder_attention_heads attention_heads num_query_heads mamba_n_heads "
+        "mamba_num_heads encoder_num_attention_heads decoder_num_attention_heads",
+    ),
+    **_each(
+        2,
+        "num_key_value_heads num_kv_heads multi_query_group_num n_groups mamba_n_groups "
+        "linear_num_key_heads linear_num_value_heads encoder_num_key_value_heads "
+        "decoder_num_key_value_heads",
+    ),
+    **_each(
+        80,
+        "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim "
+        "ffn_hidden_size dim_ff hidden_dim mlp_dim dff",
+    ),
+    **_each(40, "moe_intermediate_size shared_expert_intermediate_size"),
+    **_each(
+        32,
+        "n_positions max_position_embeddings seq_length n_ctx max_seq_len "
+        "max_sequence_length max_target_positions",
+    ),
+    **_each(
+        4,
+        "num_experts num_local_experts n_routed_experts moe_num_experts sliding_window "
+        "attention_window attention_window_size window_size block_size chunk_size "
+        "patch_size conv_kernel qk_rope_head_dim rotary_dim",
+    ),
+    **_each(2, "num_experts_per_tok moe_topk moe_k top_k_experts expand"),
+    **_each(
+        8,
+        "head_dim d_kv kv_channels v_head_dim attention_head_dim d_head state_size "
+        "mamba_d_state ssm_state_size time_step_rank linear_key_head_dim "
+        "linear_value_head_dim adapter_rank hidden_size_per_layer_input laurel_rank",
+    ),
+    **_each(16, "mamba_d_head mamba_head_dim kv_lora_rank"),
+    **_each(1, "bos_token_id decoder_start_token_id"),
+    **_each(
+        1,
+        "n_group topk_group num_expert_group max_window_layers moe_layer_freq "
+        "first_k_dense_replace",
+    ),
+    **_each(0, "pad_token_id num_kv_shared_layers"),
+    **_each(
+        0.0,
+        "dropout attention_dropout hidden_dropout_prob attention_probs_dropout_prob "
+        "resid_pdrop embd_pdrop attn_pdrop",
+    ),
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 6,
+    "eos_token_id": 2,
+    "type_vocab_size": 2,
+    "max_source_positions": 64,
+    "num_mel_bins": 16,
+    "num_channels": 3,
+    "image_size": IMAGE,
+    "global_rope_theta": 1e4,
+    "use_cache": False,
+    "depths": 1,
+}
+# the widths of the stages of a model that has stages; counts of heads grow with them
+_STAGED: dict[str, tuple[int, ...]] = {
+    "depths": (1, 1),
+    "hidden_sizes": (24, 48),
+    "embed_dims": (24, 48),
+    "embed_dim": (24, 48),
+    "encoder_hidden_sizes": (24, 48),
+    "conv_dim": (24, 48),
+    "num_heads": (2, 4),
+    "num_attention_heads": (2, 4),
+}
+# fields that mean something else where their default is None
+_NONE_MEANS = frozenset(
+    _each(None, "head_dim q_lora_rank sliding_window n_inner rotary_dim d_kv num_key_value_heads")
+)
+# what the names above cannot say
+_OF_TYPE: dict[str, dict[str, object]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "deepseek_v3": {"n_group": 2},
+    "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False},
+    "bamba": {"attn_layer_indices": [1]},
+    "phi": {"num_key_value_heads": 6},
+    "persimmon": {"num_key_value_heads": 6},
+    "electra": {"embedding_size": 24},
+    "minimax": {"layer_types": ["full_attention", "linear_attention"]},
+    "jetmoe": {"num_key_value_heads": 3},
+    "codegen": {"n_head": 4},
+    "mamba2": {"num_heads": 6, "head_dim": 16},
+    "swin": {"embed_dim": 24},
+    "swinv2": {"embed_dim": 24},
+    "donut-swin": {"embed_dim": 24},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to be small that suits some configs: fields to leave, to set, and None filled in."""
+
+    leave: frozenset[str] = frozenset()
+    given: Mapping[str, object] = field(default_factory=dict[str, object])
+    fill: bool = False
+
+
+_LIKE_QUERIES = {"num_key_value_heads": 6}
+_EVEN = dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "num_key_value_heads"), 4)
+VARIANTS = (
+    Variant(),
+    Variant(given=_LIKE_QUERIES),
+    Variant(given={"head_dim": 8}),
+    Variant(fill=True),
+    Variant(given={"head_dim": 8, **_LIKE_QUERIES}),
+    Variant(leave=frozenset({"layer_types"})),
+    Variant(leave=frozenset({"layer_types"}), given=_LIKE_QUERIES),
+    Variant(leave=frozenset({"sliding_window"})),
+    Variant(
+        leave=frozenset({"first_k_dense_replace"}), given={"qk_rope_head_dim": 8, **_LIKE_QUERIES}
+    ),
+    Variant(given={"hidden_size_per_layer_input": 0}),
+    Variant(leave=frozenset({"head_dim"}), given=_EVEN),
+    Variant(given={"intermediate_size": 96, "moe_intermediate_size": 48}),
+    Variant(given={"hidden_size": 64, "intermediate_size": 128, **_EVEN, "head_dim": 16}),
+)
+
+
+def shrunk(
+    kind: type[hf.PretrainedConfig], variant: Variant, name: str | None = None
+) -> hf.PretrainedConfig:
+    """A small config of this class; raises whatever it says to values that do not fit."""
+    name = name or kind.model_type
+    default = kind().to_dict()
+    values = _values(kind, default, variant) | _OF_TYPE.get(name, {})
+    small = _built(kind, values)
+    for part in kind.sub_configs:
+        if isinstance(sub := getattr(small, part, None), hf.PretrainedConfig):
+            values[part] = shrunk(type(sub), variant, f"{name}.{part}")
+    return kind(**values) if kind.sub_configs else small
+
+
+def _values(
+    kind: type[hf.PretrainedConfig], default: Mapping[str, object], variant: Variant
+) -> dict[str, object]:
+    known = {*default, *kind.attribute_map}
+    stages = max(
+        (len(v) for v in map(default.get, _STAGED) if isinstance(v, list | tuple)), default=0
+    )
+    values: dict[str, object] = {}
+    for key in known:
+        old = default.get(key)
+        if key in variant.given:
+            values[key] = variant.given[key]
+        elif isinstance(old, list | tuple) and old and all(isinstance(v, int) for v in old):
+            if len(old) == stages and stages > 2:
+                values[key] = list(_STAGED.get(key, tuple(old[:2])))
+            elif key in _SMALL:
+                values[key] = [_SMALL[key]] * len(old)
+        elif key in _SMALL and not isinstance(old, list | tuple | dict):
+            if old is None and key in _NONE_MEANS and not variant.fill:
+                continue
+            # a probability may be an integer in one config and a float in the next
+            values[key] = 0 if _whole(old, _SMALL[key]) else _SMALL[key]
+    types = list(dict.fromkeys(default.get("layer_types") or ()))  # pyright: ignore
+    if types:
+        values["layer_types"] = (types * 2)[: max(2, len(types))]
+        values["num_hidden_layers"] = len(values["layer_types"])  # pyright: ignore
+    return {k: v for k, v in values.items() if k not in variant.leave}
+
+
+def _whole(old: object, small: object) -> bool:
+    return type(old) is int and small == 0.0 and type(small) is float
+
+
+def _built(kind: type[hf.PretrainedConfig], values: dict[str, object]) -> hf.PretrainedConfig:
+    """Build it without the fields that it derives from others; `values` loses those."""
+    while True:
+        try:
+            return kind(**values)
+        except AttributeError as error:
+            derived = re.search(r"property '(\w+)' of .* has no setter", str(error))
+            if derived is None or values.pop(derived[1], None) is None:
+                raise
