@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from qpass.capture.biases import find_rigid
 from qpass.capture.call import Captured, Inputs, arguments, output_names
 from qpass.capture.clean import clean
 from qpass.capture.einsum import spell_out_einsums
+from qpass.capture.functional import make_functional
 from qpass.capture.hush import hushed
 from qpass.capture.inline import inline_regions
 from qpass.capture.numbers import write_numbers
@@ -81,10 +82,10 @@ def _traced(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object
     notes += raise_idioms(program)
     return Captured(
         program,
-        output_names(program, _structure(exported.call_spec.out_spec)),
+        output_names(program, _structure(exported.found.call_spec.out_spec)),
         tuple(notes),
         inspect.signature(model.forward),
-        _structure(exported.call_spec.in_spec),
+        _structure(exported.found.call_spec.in_spec),
         positions,
         {},
     )
@@ -117,7 +118,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 def _export(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[ExportedProgram, list[Note]]:
+) -> tuple[_Exported, list[Note]]:
     """Export with symbolic sizes, or, where that fails, with the sizes of the sample."""
     dynamic = doubled((args, kwargs))
     shapes = dynamic_shapes(model, *dynamic)
@@ -133,18 +134,37 @@ def _export(
     return exported, [Note(done=False, where="inputs", why=why)]
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Exported:
+    """What `torch.export` found, and its graph as one that writes to nothing."""
+
+    found: ExportedProgram
+    graph: fx.Graph
+
+
 def _exported(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], shapes: object
-) -> ExportedProgram:
+) -> _Exported:
     sizes = cast("dict[str, Any] | None", shapes)
     with hushed():
         exported = export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
     bodies = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    if not any(_writes(body.graph) for body in bodies):
+        return _Exported(exported, inline_regions(exported.graph_module))
+    graph = inline_regions(exported.graph_module)
+    make_functional(Program(graph, {}, {}, {}))
+    if _writes(graph):
+        # the general way takes as long as the export itself
+        exported = exported.run_decompositions({})
+        graph = inline_regions(exported.graph_module)
+    return _Exported(exported, graph)
+
+
+def _writes(graph: fx.Graph) -> bool:
     # the constants that code makes are copied and detached in place, which `clean` drops
     harmless = torch.ops.aten.detach_.default
-    if any(read.writes(n) and n.target is not harmless for b in bodies for n in b.graph.nodes):
-        exported = exported.run_decompositions({})
-    return exported
+    return any(read.writes(node) and node.target is not harmless for node in graph.nodes)
 
 
 def _refusal(
@@ -169,8 +189,8 @@ def result_of(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, o
             raise own_failure(f"{type(model).__name__}", error) from error
 
 
-def _program(exported: ExportedProgram, model: nn.Module) -> Program:
-    graph = inline_regions(exported.graph_module)
+def _program(made: _Exported, model: nn.Module) -> Program:
+    exported, graph = made.found, made.graph
     signature = exported.graph_signature
     for output in signature.output_specs:
         if output.kind is not OutputKind.USER_OUTPUT:

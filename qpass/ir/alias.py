@@ -27,7 +27,7 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     """The argument whose memory the result of `node` may be, or None."""
     if node.target is python.getitem:
         source = read.plain_arguments(node)[0]
-        return source if isinstance(source, fx.Node) else None
+        return source if isinstance(source, fx.Node) and _may_share(source) else None
     op = read.operator(node)
     if op is None:
         return None
@@ -41,3 +41,12 @@ def _viewed(node: fx.Node) -> fx.Node | None:
         if isinstance(value, fx.Node):
             return value
     return None
+
+
+def _may_share(several: fx.Node) -> bool:
+    """Whether the values of which a node returns several may be views."""
+    op = read.operator(several)
+    if op is None:
+        return True
+    marks = (*op._schema.returns, *op._schema.arguments)
+    return any(mark.alias_info is not None for mark in marks)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from qpass.capture import capture
 from qpass.errors import BadInput, CaptureFailed
@@ -299,3 +300,39 @@ def test_sizes_that_the_model_fixes_are_noted():
     captured = capture(Fixed(), tokens(4, 5))
     assert [note.where for note in captured.notes] == ["ids"]
     assert "axis 1 has the fixed size 5" in captured.notes[0].why
+
+
+class Writes(nn.Module):
+    """Writes in place to new values that nothing else sees, or to one that a view shows."""
+
+    def __init__(self, *, shown: bool) -> None:
+        super().__init__()
+        self.up, self.shown = nn.Linear(6, 8), shown
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.up(x)
+        view = made.view(-1, 2, 4) if self.shown else x
+        made.mul_(0.5).add_(1)
+        values, places = made.topk(3, dim=-1)
+        values /= values.sum(-1, keepdim=True)
+        spread = torch.zeros_like(made).scatter(-1, places, values)
+        return spread + made + view.sum()
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_only_writes_that_are_seen_take_the_general_way(monkeypatch: pytest.MonkeyPatch, *, shown: bool) -> None:
+    general: list[object] = []
+    real = ExportedProgram.run_decompositions
+
+    def counted(exported: ExportedProgram, *given: object) -> ExportedProgram:
+        general.append(exported)
+        return real(exported, *given)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    torch.manual_seed(0)
+    model, x = Writes(shown=shown).double(), torch.randn(3, 6, dtype=torch.float64)
+    captured = capture(model, x)
+    (got,) = captured.program.run(*captured.flatten(x))
+    assert torch.equal(got, model(x))
+    # the slow way is for what is seen elsewhere
+    assert bool(general) is shown
