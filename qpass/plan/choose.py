@@ -12,6 +12,7 @@ from qpass.analyze import (
     Matmul,
     Region,
     Role,
+    by_name,
     find_heads,
     find_matmuls,
     find_tables,
@@ -71,7 +72,7 @@ def choose(
     )
     if recipe.rotation == "on" or errors is None:
         return full
-    return _weigh(sites, plan, full, errors)
+    return _weigh(sites, plan, full, errors, stored=stored)
 
 
 @final
@@ -199,10 +200,6 @@ def _rotate(
             why = f"{region.pins[0].why} ({region.pins[0].where})"
             declined.append(Declined(region.name, f"not rotated: {why}"))
             continue
-        if stored and (split := _split(sites.program, region)) is not None:
-            why = f"not rotated: {split} is used twice and would change in one place only"
-            declined.append(Declined(region.name, why))
-            continue
         if recipe.keep_tied and (shared := _tied(sites.program, region)) is not None:
             declined.append(Declined(region.name, f"not rotated: {shared} is tied"))
             continue
@@ -214,20 +211,43 @@ def _rotate(
             continue
         transform = Transform(rotation, region.width, recipe.seed, region.heads, lifted)
         rotated.append(Rotated(region.name, transform))
+    if stored:
+        kept, split = _alike(sites, rotated)
+        return kept, (*declined, *split)
     return tuple(rotated), tuple(declined)
 
 
-def _split(program: Program, region: Region) -> str | None:
-    """A stored tensor that the region changes in some of its uses and not in others."""
-    changed = {(site.use, site.axis, site.block) for site in region.sites}
+def _alike(
+    sites: _Sites, rotated: Iterable[Rotated]
+) -> tuple[tuple[Rotated, ...], tuple[Declined, ...]]:
+    """The rotations that together change each stored tensor alike in all its uses, or not at all.
+
+    A layer that is called twice has a region for each call, and these turn by one transform.
+    """
+    owners, regions = sites.program.owners, by_name(sites.regions)
     uses: dict[str, list[str]] = {}
-    for use, owner in program.owners.items():
+    for use, owner in owners.items():
         uses.setdefault(owner.path, []).append(use)
-    for use, axis, block in changed:
-        owner = program.owners.get(use)
-        if owner is not None and any((u, axis, block) not in changed for u in uses[owner.path]):
-            return owner.path
-    return None
+    kept, declined = list(rotated), list[Declined]()
+    while True:
+        changed = {
+            (site.use, site.axis, site.block, choice.transform)
+            for choice in kept
+            for site in regions[choice.region].sites
+        }
+        split = {
+            choice.region: owners[site.use].path
+            for choice in kept
+            for site in regions[choice.region].sites
+            if site.use in owners
+            for use in uses[owners[site.use].path]
+            if (use, site.axis, site.block, choice.transform) not in changed
+        }
+        if not split:
+            return tuple(kept), tuple(declined)
+        why = "not rotated: {} is used twice and would change in one place only"
+        declined += [Declined(region, why.format(path)) for region, path in split.items()]
+        kept = [choice for choice in kept if choice.region not in split]
 
 
 def _tied(program: Program, region: Region) -> str | None:
@@ -274,7 +294,7 @@ def _unreached(sites: _Sites, covered: Collection[str]) -> list[Declined]:
     return list(found.values())
 
 
-def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors) -> Plan:
+def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors, *, stored: bool) -> Plan:
     """Keep each rotation that lowers the summed error of the sites it changes the input of."""
     before, after = errors(plain), errors(full)
 
@@ -284,6 +304,8 @@ def _weigh(sites: _Sites, plain: Plan, full: Plan, errors: Errors) -> Plan:
 
     readers = {r.name: [sites.name(m) for m in sites.readers(r)] for r in sites.regions}
     rotated = tuple(r for r in full.rotated if gains(readers[r.region]))
+    if stored:
+        rotated, _ = _alike(sites, rotated)
     online = tuple(o for o in full.online if gains((o.site,)))
     reached = {p: [sites.program.site(use) for use in sites.paired((p,))] for p in full.paired}
     paired = tuple(p for p in full.paired if gains(reached[p]))

@@ -320,7 +320,9 @@ class Writes(nn.Module):
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_only_writes_that_are_seen_take_the_general_way(monkeypatch: pytest.MonkeyPatch, *, shown: bool) -> None:
+def test_only_writes_that_are_seen_take_the_general_way(
+    monkeypatch: pytest.MonkeyPatch, *, shown: bool
+) -> None:
     general: list[object] = []
     real = ExportedProgram.run_decompositions
 
