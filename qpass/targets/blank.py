@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast, final
@@ -83,9 +84,17 @@ class Form:
             found["group_offsets"] = ((n, self.groups), torch.float16)
         return {**found, **bias}
 
+    def table(self) -> dict[str, object]:
+        """A table that `read` takes back."""
+        found = dataclasses.asdict(self)
+        if self.after is None:
+            # checkpoints without such layers are written as they were before there were any
+            del found["after"]
+        return found
+
     @staticmethod
     def read(table: Mapping[str, object]) -> Form:
-        """The form that `dataclasses.asdict` made a table of."""
+        """The form that `table` wrote."""
         fields = dict(table)
         turns = [fields.pop(name, None) for name in ("transform", "after")]
         try:

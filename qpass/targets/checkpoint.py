@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -46,7 +45,7 @@ def section(model: nn.Module) -> Table:
         "quantized": record.quantized,
         "untied": record.untied,
         "plans": [json.loads(plan.json()) for plan in record.plans],
-        "layers": [dataclasses.asdict(form) for form in describe(model)],
+        "layers": [form.table() for form in describe(model)],
         "folded": {name: _described(model.get_buffer(name)) for name in record.folded},
         "biases": {name: _described(model.get_parameter(name)) for name in record.biases},
         "doors": [write_doors(doors) for doors in record.doors],
