@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qpass.analyze import rotatable_regions
+from qpass.analyze import largest_regions, rotatable_regions
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating
 from qpass.capture.results import plain
@@ -82,8 +82,9 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     folded, notes = run_passes(captured.program, [FoldNorms(), FoldScales()])
     recipe = Recipe("inspect", rotation="on")
     plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True, pairs=True)
-    regions, after = rotatable_regions(folded), rewrite(folded, plan).program
-    return inspection(folded, regions, plan, after, (*captured.notes, *notes))
+    largest, regions = largest_regions(folded), rotatable_regions(folded)
+    after = rewrite(folded, plan).program
+    return inspection(folded, largest, regions, plan, after, (*captured.notes, *notes))
 
 
 def rotate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import qpass
+from qpass.rotations import Group
 from tests.zoo import specimen
 
 # float32 rounding through two layers, relative to the largest logit
@@ -37,10 +39,18 @@ def test_inspect_changes_nothing_and_explains_everything() -> None:
     before = copy.deepcopy(model.state_dict())
     found = qpass.inspect(model, inputs)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert sum(r.free for r in found.regions) == 3
+    # the stream turns; values, planes and the gated width change in each of two layers
+    kinds = collections.Counter(r.group for r in found.regions if r.free)
+    assert kinds[Group.ORTHOGONAL] == 1
+    assert kinds[Group.GENERAL] == kinds[Group.ROPE_PLANES] == kinds[Group.DIAGONAL] == 2
+    assert kinds[Group.PERMUTATION] == 6
+    assert all(r.group is Group.GENERAL or r.bounds for r in found.regions)
     assert {p.input for p in found.products} == {"folded", "online"}
     assert all(r.free or r.pins[0].why for r in found.regions)
     assert "mlp.down_proj.weight" in str(found)
+    assert "not invertible matrices: the root mean square must not change (aten.rms_norm" in str(
+        found
+    )
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w8a16", "w4a8", "w4a16-g64", "auto"])

@@ -3,14 +3,16 @@
 from qpass.analyze.constraints import Pin, Role
 from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.gains import Gain, find_gain
+from qpass.analyze.largest import largest_regions
 from qpass.analyze.matmuls import Matmul, find_matmuls
-from qpass.analyze.regions import Region, Site, by_name, find_regions
+from qpass.analyze.regions import Bound, Region, Site, by_name, find_regions
 from qpass.analyze.rotatable import rotatable_regions
 from qpass.analyze.rules.views import MOVES
 from qpass.analyze.solution import Span
 
 __all__ = [
     "MOVES",
+    "Bound",
     "Gain",
     "Matmul",
     "Pin",
@@ -24,5 +26,6 @@ __all__ = [
     "find_matmuls",
     "find_regions",
     "find_tables",
+    "largest_regions",
     "rotatable_regions",
 ]

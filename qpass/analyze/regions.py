@@ -39,12 +39,22 @@ class Site:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What pins a region under a group that is larger than its own."""
+
+    group: Group
+    pins: tuple[Pin, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Region:
     """Axes that change basis together under `group`; free when nothing pins it.
 
     With `heads` above 1 the change is a direct sum: each head may have a matrix of its own. A
     region goes by any of its `names`, slices of weights that no other region shares: graphs of the
-    same model that hold different weights, or in another order, still name it alike.
+    same model that hold different weights, or in another order, still name it alike. `bounds`,
+    where they were asked for, say why it is free under no larger group.
     """
 
     names: tuple[str, ...]
@@ -54,6 +64,7 @@ class Region:
     sites: tuple[Site, ...]
     spans: tuple[Span, ...]
     pins: tuple[Pin, ...]
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""`qpass inspect`: what of a model can be rotated, and why not the rest?"""
+"""`qpass inspect`: what of a model can change basis, and why not the rest?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inspect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List regions that may rotate, matrix products, and a reason for every refusal.
+    """List what may change basis and under which groups, matrix products, and why not more.
 
     Layers that are alike share a row; --json has one for each.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from qpass.analyze import Region, find_matmuls
+from qpass.analyze import Pin, Region, find_matmuls
 from qpass.analyze.regions import name_of, use_names
-from qpass.ir import Note, Program
+from qpass.ir import Note, Program, read
 from qpass.plan import Paired, Plan
 from qpass.report.coverage import (
     Coverage,
@@ -19,7 +19,7 @@ from qpass.report.coverage import (
 from qpass.report.table import Table, collapsed
 
 # the columns of a region that number layers
-REGION_NAMES = ("first weight",)
+REGION_NAMES = ("first weight", "why not larger")
 
 
 @final
@@ -46,15 +46,31 @@ class Absorber:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Why a region is free under no larger group: each reason, with its operator and module."""
+
+    group: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"not {self.group}: {self.reasons[0]}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The regions and products of a model, and notes on what could not be understood.
 
-    `absorbers` are the weights of each region, in the order of the regions. `coverage` and `online`
-    say what rotating all that can rotate reaches, and which transforms it costs for each token.
+    A region stands under the largest group that admits it; axes that are free under several groups,
+    none larger than the other, are in a region of each. `absorbers` are the weights of each region
+    and `limits` say why its group is not larger, both in the order of the regions. `coverage` and
+    `online` say what rotating all that can rotate reaches, and which transforms it costs for each
+    token.
     """
 
     regions: tuple[Region, ...]
     absorbers: tuple[tuple[Absorber, ...], ...]
+    limits: tuple[tuple[Limit, ...], ...]
     products: tuple[Product, ...]
     notes: tuple[Note, ...]
     coverage: Coverage
@@ -96,10 +112,12 @@ class Inspection:
                 f"{r.heads} x {r.width}" if r.heads > 1 else r.width,
                 len(r.sites),
                 "free" if r.free else r.pins[0].why,
+                "; ".join(map(str, limits)) if r.free and limits else None,
             )
-            for r in self.regions
+            for r, limits in zip(self.regions, self.limits, strict=True)
         ]
-        return Table("regions", (*REGION_NAMES, "group", "size", "weights", "state"), tuple(rows))
+        first, last = REGION_NAMES
+        return Table("regions", (first, "group", "size", "weights", "state", last), tuple(rows))
 
     def costs(self) -> tuple[Table, ...]:
         """How much of the weights reads rotated inputs, what that costs a token, and where."""
@@ -113,6 +131,7 @@ class Inspection:
 
 def inspection(
     program: Program,
+    largest: tuple[Region, ...],
     regions: tuple[Region, ...],
     plan: Plan,
     rewritten: Program,
@@ -120,6 +139,7 @@ def inspection(
 ) -> Inspection:
     """Describe a program with its norms folded, and the plan that rotates all it can.
 
+    `largest` are its regions under the largest groups, `regions` those that can rotate;
     `rewritten` is the program after that plan.
     """
     rotated = {r.region for r in plan.rotated}
@@ -155,10 +175,33 @@ def inspection(
         )
     absorbers = tuple(
         tuple(Absorber(program.site(s.use), s.axis, s.role.value) for s in region.sites)
-        for region in regions
+        for region in largest
+    )
+    limits = tuple(
+        tuple(Limit(b.group.value, _reasons(program, b.pins)) for b in region.bounds)
+        for region in largest
     )
     listed = {product.site for product in products} | {region.name for region in regions}
     others = tuple(Note(False, d.where, d.why) for d in plan.declined if d.where not in listed)
     coverage, widths = find_coverage(rewritten), online_widths(rewritten)
     said = (*notes, *others)
-    return Inspection(regions, absorbers, tuple(products), said, coverage, widths, plan.paired)
+    return Inspection(
+        largest, absorbers, limits, tuple(products), said, coverage, widths, plan.paired
+    )
+
+
+def _reasons(program: Program, pins: tuple[Pin, ...]) -> tuple[str, ...]:
+    """What pins say, each reason once, with the first operator and module that it holds at."""
+    places = {pin.why: pin.where for pin in reversed(pins)}
+    return tuple(
+        f"{why} ({_place(program, places[why])})" for why in dict.fromkeys(p.why for p in pins)
+    )
+
+
+def _place(program: Program, value: str) -> str:
+    """The operator that makes a value and the module it stands in, as far as there are any."""
+    node = program.node(value)
+    if node.op != "call_function":
+        return value
+    path = read.module_path(node)
+    return f"{read.target_name(node)} in {path}" if path else read.target_name(node)

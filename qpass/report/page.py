@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 from qpass.errors import Unsupported
-from qpass.report.inspection import REGION_NAMES, Inspection
+from qpass.report.inspection import REGION_NAMES, Inspection, Limit
 from qpass.report.table import Cell, Table, alike, collapsed
 
 TEMPLATE = Path(__file__).with_name("inspection.html")
@@ -37,6 +37,7 @@ class _Card:
     first: str
     absorbers: list[dict[str, Cell]]
     reasons: tuple[str, ...]
+    limits: tuple[Limit, ...]
 
 
 def check() -> None:
@@ -79,5 +80,6 @@ def _cards(found: Inspection, rows: Table) -> list[_Card]:
         reasons = tuple(dict.fromkeys(f"{pin.why} ({pin.where})" for pin in region.pins))
         weights = tuple((a.weight, a.role, a.axis) for a in found.absorbers[places[0]])
         absorbers = collapsed(Table("", ("weight", "role", "axis"), weights), ("weight",))
-        cards.append(_Card(row, region.free, region.name, absorbers.records(), reasons))
+        limits = found.limits[places[0]] if region.free else ()
+        cards.append(_Card(row, region.free, region.name, absorbers.records(), reasons, limits))
     return cards

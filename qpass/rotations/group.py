@@ -32,6 +32,11 @@ class Group(enum.Enum):
         shared = [group for group in Group if group <= self and group <= other]
         return next(group for group in shared if all(less <= group for less in shared))
 
+    @property
+    def next_larger(self) -> tuple[Group, ...]:
+        """The smallest groups that properly contain this one."""
+        return _PARENTS[self]
+
 
 # the smallest groups that properly contain each one
 _PARENTS: dict[Group, tuple[Group, ...]] = {

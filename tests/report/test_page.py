@@ -62,7 +62,9 @@ def test_every_weight_and_every_reason_is_on_the_page(entry: Specimen) -> None:
     for row in (*found.summary()[1].rows, *found.summary()[2].rows):
         assert all(str(cell) in read.text for cell in row)
     for region in found.regions:
+        assert region.group.value in read.text
         assert region.free or region.pins[0].why in read.text
+        assert all(bound.pins[0].why in read.text for bound in region.bounds if region.free)
     assert inspection_page("a <b> & c", found) == page
 
 
