@@ -20,7 +20,7 @@ def settle(c: Constraints) -> None:
         pending = [one for product in pending for one in _by_leaf(product)]
         pinned = {place.leaf.atom for held in c.held for place in placements(held.axis)}
         rest = [product for product in pending if not _settled(product, pinned, c)]
-        if len(rest) == len(pending):
+        if rest and len(rest) == len(pending):
             first = rest.pop(0)
             c.node = first.node
             c.pin(first.x, "is held so that what it is multiplied with may be scaled")

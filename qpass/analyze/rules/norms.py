@@ -43,6 +43,11 @@ def _norm(node: fx.Node, c: Constraints, what: str, core: Group) -> None:
         c.give(node, layout)
         return
     why = "a norm's gain or bias acts on each entry" if affine else f"{what} must not change"
+    if gain is not None and bias is None and c.allows(core) and c.allows(Group.DIAGONAL):
+        # signs pass through the norm itself, and meet those of the gain
+        scaled = zip(layout[first:], c.layout(gain), strict=True)
+        c.give(node, (*layout[:first], *(c.multiply(x, own, why) for x, own in scaled)))
+        return
     out = [*layout[:first], *(fresh(size_of(s)) for s in read.shape(node)[first:])]
     for axis in layout[first:]:
         c.pin(axis, why)
