@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qpass.analyze import largest_regions, rotatable_regions
 from qpass.capture.call import Inputs
-from qpass.capture.export import capture, evaluating
+from qpass.capture.export import capture, evaluating, holds_values
 from qpass.capture.results import plain
 from qpass.errors import expect_instance
 from qpass.hf.sample import sample_call, sample_calls
@@ -71,13 +71,14 @@ class RotationReport:
 
 
 def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
-    """Find what can be rotated in `model`, and why the rest cannot; the model does not change.
+    """Find what can change basis in `model`, and why the rest cannot; the model does not change.
 
+    It may be on the meta device, together with `inputs`: nothing here looks at the weights' values.
     Raises BadInput for inputs that do not fit and CaptureFailed where there is no graph.
     """
     sample = sample_call(model, inputs)
     check_float(model)
-    captured = capture(model, sample)
+    captured = capture(model, sample, blank=True)
     bounds = _bounds(model, captured.program, sample)
     folded, notes = run_passes(captured.program, [FoldNorms(), FoldScales()])
     recipe = Recipe("inspect", rotation="on")
@@ -201,7 +202,9 @@ def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
     refused, tied = refusals(model, program), tied_uses(program)
     program.seams = find_seams(model, program, refused)
     with evaluating(model):
-        ties = bool(tied) and reads_flag(model, lambda: _outputs(model, sample))
+        # what holds no values cannot be tried
+        tried = bool(tied) and holds_values(model)
+        ties = tried and reads_flag(model, lambda: _outputs(model, sample))
     if not ties:
         return _Bounds(refused, ties=False)
     why = "the model computes something else once its weights are not tied"

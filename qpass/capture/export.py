@@ -33,13 +33,19 @@ from qpass.ir import Note, Program, Weight, read
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-def capture(model: nn.Module, inputs: Inputs) -> Captured:
+def capture(model: nn.Module, inputs: Inputs, *, blank: bool = False) -> Captured:
     """Trace `model`, in evaluation mode, on sample `inputs`: a tensor, args or kwargs.
 
     Batch and sequence sizes stay symbolic where the model allows it. The model is left as it is.
     What cannot be traced as a whole is traced in parts. Raises `BadInput` where the inputs do not
-    fit, `CaptureFailed` where there is no graph of any part.
+    fit, `CaptureFailed` where there is no graph of any part. A model on the meta device, which
+    holds no values and cannot run, is taken only if it may be `blank`.
     """
+    if not holds_values(model) and not blank:
+        raise BadInput(
+            f"{type(model).__name__} is on the meta device and holds no values\n"
+            "  load its weights first; inspect works without them"
+        )
     signature = inspect.signature(model.forward)
     # a cache is state that a graph cannot return; without it the outputs are the same
     extra = {"use_cache": False} if "use_cache" in signature.parameters else {}
@@ -48,6 +54,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     try:
         return replace(_traced(model, args, kwargs), extra=extra)
     except CaptureFailed as failure:
+        if not holds_values(model):
+            raise
         result_of(model, args, kwargs)
         program, notes, record = capture_parts(
             model, args, kwargs, _caller(model), _traced, failure
@@ -70,13 +78,14 @@ def _traced(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object
         try:
             exported, notes = _export(model, args, kwargs)
         except CaptureFailed:
-            if is_plain(result_of(model, args, kwargs)):
+            if not holds_values(model) or is_plain(result_of(model, args, kwargs)):
                 raise
             with plain_results(model):
                 exported, notes = _export(model, args, kwargs)
     program = _program(exported, model)
     # the trace takes tokens outside of the vocabulary and other types, the model need not
-    result_of(model, args, kwargs)
+    if holds_values(model):
+        result_of(model, args, kwargs)
     positions = _drop_constant_inputs(program)
     notes += _fixed_sizes(program)
     notes += raise_idioms(program)
@@ -101,6 +110,11 @@ def check_devices(model: nn.Module, inputs: object) -> None:
             f"the model and its inputs are on several devices ({', '.join(devices)})\n"
             "  move them to one first"
         )
+
+
+def holds_values(model: nn.Module) -> bool:
+    """Whether a model can run: none of its tensors is on the meta device."""
+    return not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 @contextmanager
@@ -171,7 +185,8 @@ def _refusal(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], error: Exception
 ) -> CaptureFailed:
     """Say that the way the model is written made the export fail, unless the inputs did."""
-    result_of(model, args, kwargs)
+    if holds_values(model):
+        result_of(model, args, kwargs)
     return CaptureFailed(
         f"torch.export cannot trace {type(model).__name__}: {first_line(error)}\n"
         "  branches and sizes that depend on tensor values cannot be captured; "
