@@ -101,8 +101,8 @@ def flipped(rule: Rule) -> Rule:
     """A rule that takes a tie for a dual one, and the other way round."""
 
     def wrong(node: fx.Node, c: Constraints) -> None:
-        def tie(left: Any, right: Any, *, dual: bool = False) -> None:
-            Constraints.tie(c, left, right, dual=not dual)
+        def tie(left: Any, right: Any, *, power: Any = 1) -> None:
+            Constraints.tie(c, left, right, power=-power)
 
         with patched(c, {"tie": tie}):
             rule(node, c)
