@@ -114,6 +114,11 @@ def _holds_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
+def is_recorder(hook: object) -> bool:
+    """Whether a hook records outermost calls, to trace them."""
+    return getattr(hook, "__module__", None) == __name__
+
+
 def _notes(parts: Iterable[_Part]) -> Iterator[Note]:
     for part in parts:
         for note in part.captured.notes:

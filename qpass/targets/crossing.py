@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 from torch.utils.hooks import RemovableHandle
 
+from qpass.capture.parts import is_recorder
 from qpass.errors import StateError, Unsupported
 from qpass.targets.conventions import is_collector
 from qpass.targets.gates import Family, Gate, Seen, is_traced, note
@@ -211,7 +212,8 @@ def check(family: Family) -> None:
         backward = module._backward_hooks or module._backward_pre_hooks
         if backward and (gate.changed or not gate.known):
             raise no_gradients(gate.path)
-        watched = always or _is_watched(module)
+        # a module of qpass's own lies inside of one whose calls a recorder sees
+        watched = always or _is_watched(module, records=gate.known)
         _watch(module, gate, watched=watched)
         if watched:
             family.hooked.append(module)
@@ -324,11 +326,11 @@ def no_gradients(path: str) -> Unsupported:
     )
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _is_watched(module: nn.Module, *, records: bool = True) -> bool:
     if not module._forward_hooks and not module._forward_pre_hooks:
         return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return not all(is_collector(hook) for hook in hooks)
+    return not all(is_collector(hook) or (is_recorder(hook) and not records) for hook in hooks)
 
 
 # what dynamo leaves alone with all that it calls

@@ -186,3 +186,27 @@ def test_a_model_without_parts_is_refused():
 
     with pytest.raises(CaptureFailed, match="depend on tensor values"):
         capture(Alone(), torch.ones(2, 3))
+
+
+class Square(Net):
+    """What changes inside of a layer is as wide as what does not."""
+
+    def __init__(self):
+        super().__init__()
+        for layer in self.layers:
+            layer.first, layer.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize("kind", [Net, Skips, Square])
+@torch.no_grad()
+def test_changed_parts_are_traced_again(kind):
+    model = net(kind)
+    before = capture(model, ids(2, 5))
+    want = before.program.run(*before.flatten(ids(2, 5)))
+    report = qpass.rotate(model, ids(2, 5))
+    assert report.plan.rotated
+    assert report.plan.online
+    again = capture(model, ids(2, 5))
+    got = again.program.run(*again.flatten(ids(2, 5)))
+    assert len(got) == len(want)
+    assert max(map(far, got, want)) < EXACT
