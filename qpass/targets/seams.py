@@ -7,7 +7,7 @@ returns is turned, if that is one value and all that read it want it so.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 from torch import fx, nn
@@ -32,7 +32,7 @@ def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> f
 
     `refused` are the uses of weights whose modules cannot be replaced.
     """
-    matmuls = find_matmuls(program)
+    matmuls, modules = find_matmuls(program), _modules(model)
     owned = {program.owners[m.use].module for m in matmuls if m.use in program.owners}
     found = {
         (m.value, m.node, False)
@@ -46,7 +46,7 @@ def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> f
             for value in node.all_input_nodes
             if value not in nodes and program.weight(value) is None and read.is_floating(value)
         }
-        if path in owned or not _may_stand_around(model, path):
+        if path in owned or not _may_stand_around(model, modules, path):
             continue
         if len(given) == 1:
             ((value, node),) = given
@@ -69,14 +69,14 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
         elif turn.made:
             path = read.module_path(after.node(turn.value))
             turns.setdefault(path, [None, None])[1] = turn.transform
-    made: dict[str, nn.Module] = {}
+    made, modules = dict[str, nn.Module](), _modules(model)
     for path, (back, onward) in turns.items():
         changed = [
             owner.path
             for use, owner in before.owners.items()
             if owner.module == path and after.weights.get(use) != before.weights[use]
         ]
-        if changed or not _may_stand_around(model, path):
+        if changed or not _may_stand_around(model, modules, path):
             raise Unsupported(
                 f"{path or 'the model'}: its input or output cannot be turned\n"
                 "  leave the regions that it reads and makes unrotated"
@@ -84,6 +84,10 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
         module = model.get_submodule(path)
         made[path] = Turned(module, back, onward, _dtype(model, module))
     return made
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _by_module(program: Program) -> dict[str, set[fx.Node]]:
@@ -95,9 +99,9 @@ def _by_module(program: Program) -> dict[str, set[fx.Node]]:
     return found
 
 
-def _may_stand_around(model: nn.Module, path: str) -> bool:
+def _may_stand_around(model: nn.Module, modules: Mapping[str, nn.Module], path: str) -> bool:
     # nodes that no module computes are said to come from paths that do not exist
-    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    module = modules.get(path)
     if module is None or module is model or isinstance(module, Fixed):
         return False
     record = record_of(model)
