@@ -84,7 +84,7 @@ def _trace(module: fx.GraphModule, fakes: Sequence[object]) -> fx.GraphModule:
     mode = next((fake.fake_mode for fake in fakes if isinstance(fake, FakeTensor)), None)
     if mode is None:
         raise CaptureFailed("the graph has no tensor inputs, so there is nothing to quantize")
-    run = fx.Interpreter(module).run
+    run = fx.Interpreter(module, graph=inline_regions(module)).run
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),

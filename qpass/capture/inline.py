@@ -39,7 +39,10 @@ def _body(module: fx.GraphModule, region: fx.Node) -> tuple[fx.GraphModule, Sequ
     """The graph that a region runs, and on what."""
     ops = torch.ops.higher_order
     args = read.plain_arguments(region)
-    if region.target is ops.wrap_with_set_grad_enabled:
+    if region.target is ops.tag_activation_checkpoint:
+        # what is kept for a backward pass makes no difference to values
+        held, given = args[0], args[1:]
+    elif region.target is ops.wrap_with_set_grad_enabled:
         held, given = args[1], args[2:]
     elif region.target is ops.wrap_with_autocast and args[2] is False:
         held, given = args[4], args[5:]

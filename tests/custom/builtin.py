@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from tests.custom.base import FEATURES, HEADS, SENTENCES, VOCABULARY, WIDTH, custom, tokens, values
 from tests.custom.decoders import Rms
@@ -169,6 +170,18 @@ class Lora(Tower):
         y = self.norm(x)
         x = x + self.down(functional.silu(self.up(y) + 0.5 * self.lora_b(self.lora_a(y))))
         return self.head(self.last(x))
+
+
+@custom(*SENTENCES)
+class Checkpointed(Tower):
+    """A layer whose values are made again for a backward pass."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = checkpoint(self.layer, x, use_reentrant=False)
+        return self.head(self.last(x))
+
+    def layer(self, x: Tensor) -> Tensor:
+        return x + self.down(functional.silu(self.up(self.norm(x))))
 
 
 @custom(*SENTENCES)

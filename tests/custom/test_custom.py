@@ -40,6 +40,7 @@ QUICK = {
     "AlibiWindow",
     "BatchedMoe",
     "Branching",
+    "Checkpointed",
     "ComplexRope",
     "Conv1dGpt",
     "Dit",
