@@ -10,6 +10,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch import predispatch
 from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -164,11 +165,12 @@ def _exported(
     with hushed():
         exported = export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
     bodies = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
-    if not any(_writes(body.graph) for body in bodies):
+    batches = any(_batches(body.graph) for body in bodies)
+    if not batches and not any(_writes(body.graph) for body in bodies):
         return _Exported(exported, inline_regions(exported.graph_module))
     graph = inline_regions(exported.graph_module)
     make_functional(Program(graph, {}, {}, {}))
-    if _writes(graph):
+    if batches or _writes(graph):
         # the general way takes as long as the export itself
         exported = exported.run_decompositions({})
         graph = inline_regions(exported.graph_module)
@@ -179,6 +181,11 @@ def _writes(graph: fx.Graph) -> bool:
     # the constants that code makes are copied and detached in place, which `clean` drops
     harmless = torch.ops.aten.detach_.default
     return any(read.writes(node) and node.target is not harmless for node in graph.nodes)
+
+
+def _batches(graph: fx.Graph) -> bool:
+    """Whether a graph adds the axes of `torch.vmap`, which only its own trace can run."""
+    return any(getattr(n.target, "__module__", None) == predispatch.__name__ for n in graph.nodes)
 
 
 def _refusal(

@@ -163,6 +163,22 @@ def test_writes_in_place_become_values(monkeypatch):
     torch.testing.assert_close(program.run(x)[0], model(x).detach())
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_functions_over_axes_are_written_out(*, writes: bool):
+    class Masks(nn.Module):
+        def forward(self, x):
+            rows, columns = torch.arange(x.shape[0]), torch.arange(x.shape[1])
+            near = torch.vmap(torch.vmap(lambda i, j: i >= j, (None, 0)), (0, None))
+            y = torch.where(near(rows, columns), x, x * 2)
+            if writes:
+                y += x
+            return y
+
+    captured, other = capture(Masks(), noise(5, 6)), noise(4, 3)
+    (got,) = captured.program.run(*captured.flatten(other))
+    torch.testing.assert_close(got, Masks()(other))
+
+
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [
