@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import final
@@ -91,6 +92,8 @@ def _bounds(region: Region, solved: dict[Group, _Solved]) -> Iterator[Bound]:
             yield Bound(group, tuple(pins))
 
 
+# layers are alike, and so are the few pairs of blocks that are met
+@functools.lru_cache(maxsize=1024)
 def _within(inner: Block, outer: Block) -> bool:
     """Whether each group of coordinates that changes alike lies in one such group of `outer`."""
     if inner == outer:
