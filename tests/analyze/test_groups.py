@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +20,7 @@ from qpass.transform import FoldNorms
 from tests import captured
 from tests.analyze.changes import matrices
 from tests.analyze.regions import PLANES, change, changes_output, copied, differs, fits
-from tests.zoo import ZOO, randomise
+from tests.zoo import _GATED, ZOO, randomise, tiny, tokens
 
 WIDTH = 12
 
@@ -88,24 +89,35 @@ class Mixture(nn.Module):
 CUSTOM: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (SquaredRelu, Bilinear, ScaledHeads, Mixture)
 }
-NAMES = [*(entry.name for entry in ZOO), *CUSTOM]
+NAMES = [*(entry.name for entry in ZOO), "mixtral", *CUSTOM]
 
 
 @functools.cache
 def program(name: str) -> tuple[Program, tuple[object, ...], Tensor]:
     """A folded program, its flat inputs and its float64 output."""
-    if name not in CUSTOM:
+    if name in (entry.name for entry in ZOO):
         found = captured.folded(name)
         return found.folded, found.inputs, found.output
-    model = CUSTOM[name]().double()
-    randomise(model, 0)
-    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model, x = sent_to_experts() if name == "mixtral" else custom(name)
     made = capture(model.eval(), x)
     folded, _ = run_passes(made.program, [FoldNorms()])
     flat = made.flatten(x)
     want = made.program.run(*flat, widen=True)[0]
     assert isinstance(want, Tensor)
     return folded, flat, want
+
+
+def custom(name: str) -> tuple[nn.Module, Tensor]:
+    model = CUSTOM[name]().double()
+    randomise(model, 0)
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=generator)
+
+
+def sent_to_experts() -> tuple[nn.Module, Tensor]:
+    """Experts in one weight, whose rows are sorted by expert; the operator takes no float64."""
+    config = hf.MixtralConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2)
+    return tiny(config, dtype=torch.float32), tokens()
 
 
 @functools.cache
@@ -159,6 +171,11 @@ EXPECTED = {
     "SquaredRelu": ("POSITIVE_DIAGONAL 10 first+last", "PERMUTATION 10 first+last"),
     "Bilinear": ("DIAGONAL 10 first+last", "PERMUTATION 10 first+gate+last"),
     "ScaledHeads": ("GENERAL 3 x 4 first+last", "PERMUTATION 3 first+gate+last"),
+    "mixtral": (
+        "DIAGONAL 80 down_proj+gate_up_proj",
+        "PERMUTATION 80 down_proj+gate_up_proj",
+        "IDENTITY 4 gate",
+    ),
     "Mixture": ("PERMUTATION 4 down+router+up", "PERMUTATION 6 down+up"),
 }
 
