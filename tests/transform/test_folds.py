@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import qpass
+from qpass.capture import capture
+from qpass.ir import run_passes
+from qpass.transform import FoldNorms
 from tests.zoo import randomise
 
 WIDTH, ROWS = 12, 20
@@ -161,3 +164,37 @@ def test_a_norm_folds_where_its_readers_can_hold_it(name: str) -> None:
     assert bool(kept.eq(0).all()) is folds
     assert bool(kept.eq(bias).all()) is not folds
     assert len(report.plan.rotated) + len(report.plan.online) > 0
+
+
+class Weighed(nn.Module):
+    """The entries of what a norm makes are multiplied before a layer reads them."""
+
+    def __init__(self, weigh) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.gate, self.weigh = nn.Linear(WIDTH, WIDTH), weigh
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(self.weigh(self.norm(x), self.gate(x)))
+
+
+@pytest.mark.parametrize(
+    ("weigh", "folds"),
+    [
+        (lambda y, gate: y * gate.sigmoid(), True),
+        (lambda y, gate: gate.tanh() * y, True),
+        (lambda y, gate: y / gate.exp(), True),
+        (lambda y, gate: y * y.sigmoid(), False),
+        (lambda y, gate: y * y, False),
+    ],
+)
+def test_a_gain_folds_through_what_its_norm_is_multiplied_with(weigh, *, folds: bool) -> None:
+    model = Net(Weighed(weigh)).double()
+    randomise(model, 0)
+    ids = torch.arange(6)[None]
+    captured = capture(model, ids)
+    folded, notes = run_passes(captured.program, [FoldNorms()])
+    (want,), (got,) = (p.run(*captured.flatten(ids)) for p in (captured.program, folded))
+    assert isinstance(want, Tensor)
+    assert (got - want).abs().max() <= LIMIT * want.abs().max()
+    assert {note.where: note.done for note in notes}["block.norm"] is folds
