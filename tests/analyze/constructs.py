@@ -264,3 +264,39 @@ def masked(g: Grown, x: fx.Node) -> fx.Node | None:
         return g.call(aten.where.self, mask, zeros, x)
     other = g.another(lambda v: shape(v) == shape(x))
     return None if other is None else g.call(aten.where.self, mask, x, other)
+
+
+@construct("gathers")
+def gathered(g: Grown, x: fx.Node) -> fx.Node | None:
+    """Rows by an index that is repeated along them or not, and rows put back."""
+    sizes = shape(x)
+    if len(sizes) < 2:
+        return None
+    dim = g.axis(x, signed=False)
+    free = g.choice.choice([i for i in range(len(sizes)) if i != dim])
+    own = [1 if i == free else n for i, n in enumerate(sizes)]
+    index = g.constant(torch.argsort(g.noise(*own), dim=dim))
+    index = g.call(aten.expand.default, index, list(sizes))
+    if g.maybe(0.2):
+        index = g.constant(index.meta["val"].flip(free).contiguous())
+    how = g.choice.choice(("gather", "add", "put"))
+    if how == "gather":
+        return g.call(aten.gather.default, x, dim, index)
+    other = g.another(lambda v: shape(v) == sizes)
+    target = aten.scatter_add.default if how == "add" else aten.scatter.src
+    return g.call(target, x, dim, index, x if other is None else other)
+
+
+@construct("gathers")
+def routed(g: Grown, x: fx.Node) -> fx.Node | None:
+    """Some tokens pass layers and return to their places."""
+    if len(shape(x)) != 3:
+        return None
+    b, t, width = shape(x)
+    index = g.constant(torch.randint(t, (b, 2, 1), generator=g._noise))
+    index = g.call(aten.expand.default, index, [b, 2, width])
+    y = g.call(aten.gather.default, x, 1, index)
+    y = g.call(aten.linear.default, y, g.weight(4, width))
+    return g.call(
+        aten.scatter_add.default, x, 1, index, g.call(aten.linear.default, y, g.weight(width, 4))
+    )

@@ -92,3 +92,23 @@ def _grouped(draw: Draw, target: Any) -> Call:
     ends = sorted(draw(st.integers(0, rows)) for _ in range(groups - 1))
     offsets = torch.tensor([*ends, rows], dtype=torch.int32)
     return Call(target, (tensor(draw, (rows, taken)), tensor(draw, (groups, taken, made)), offsets))
+
+
+@draws(aten.gather.default)
+def _gather(draw: Draw, target: Any) -> Call:
+    full = shape(draw, 1)
+    dim = axis(draw, len(full))
+    index = places(draw, full[dim], full)
+    return Call(target, (tensor(draw, full), dim, index))
+
+
+@draws(aten.scatter_add.default, aten.scatter.src)
+def _scatter(draw: Draw, target: Any) -> Call:
+    full = shape(draw, 1)
+    dim = axis(draw, len(full))
+    # replaced by several, the last would win, or any other
+    order = torch.randperm(full[dim], generator=torch.Generator().manual_seed(0))
+    where = [1] * len(full)
+    where[dim] = -1
+    index = order.view(where).expand(full).contiguous()
+    return Call(target, (tensor(draw, full), dim, index, tensor(draw, full)))

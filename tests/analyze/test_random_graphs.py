@@ -158,6 +158,7 @@ BUGS: dict[str, Callable[[Rule], Rule]] = {
 HARMLESS = {
     *(("along", bug) for bug in ("ties", "flipped")),
     *(("indexing", bug) for bug in ("ties", "mixtures", "flipped")),
+    *(("gathers", bug) for bug in ("limits", "mixtures")),
     *(("structure", bug) for bug in ("ties", "mixtures", "flipped")),
     *(("attention", "mixtures"), ("masks", "mixtures"), ("views", "mixtures")),
     *(("convolutions", "limits"), ("norms", "limits")),

@@ -140,3 +140,17 @@ class MaskedMoe(Moe):
 @custom(*SENTENCES)
 class RoutedMoe(Moe):
     kind = Routed
+
+
+@custom(*SENTENCES)
+class Depths(Moe):
+    """Some tokens pass a layer, the others go round it."""
+
+    kind = SwiGlu
+
+    def forward(self, idx: Tensor) -> Tensor:
+        x = self.embed(idx)
+        at = self.mix(x).mean(-1).topk(2, dim=1).indices[..., None].expand(-1, -1, WIDTH)
+        picked = torch.gather(x, 1, at)
+        x = x.scatter_add(1, at, self.moe(self.norm1(picked)))
+        return self.head(self.last(x))
