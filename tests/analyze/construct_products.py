@@ -272,3 +272,18 @@ def across(g: Grown, x: fx.Node, how: str) -> fx.Node | None:
 
 for family in ("along", "convolutions", "einsum", "elementwise", "norms", "products"):
     construct(family)(functools.partial(across, how=family))
+
+
+@construct("views")
+def moved_between(g: Grown, x: fx.Node) -> fx.Node | None:
+    """Entries that are joined, or one that is repeated, between two layers."""
+    if len(shape(x)) != 3:
+        return None
+    b, t, width = shape(x)
+    if g.maybe():
+        one = g.call(aten.linear.default, x, g.weight(1, width))
+        y = g.call(aten.expand.default, one, [b, t, 4])
+    else:
+        both = [g.call(aten.linear.default, x, g.weight(4, width)) for _ in range(2)]
+        y = g.call(g.choice.choice((aten.cat.default, aten.stack.default)), both, 1)
+    return g.call(aten.linear.default, y, g.weight(width, 4))
