@@ -18,6 +18,7 @@ import torch
 import transformers as hf
 
 from tests.architectures.catalogue import Architecture, architectures
+from tests.architectures.matrix import TYPES, markdown
 from tests.architectures.measure import PREFIX, Result
 from tests.architectures.verdict import summary, targets
 
@@ -34,9 +35,14 @@ def main() -> int:
     parser.add_argument("types", nargs="*", help="only these model types, measured again")
     parser.add_argument("--status", help="only those whose last result was this, measured again")
     parser.add_argument("--stale", action="store_true", help="results of other code count too")
+    parser.add_argument("--matrix", action="store_true", help="print the table of the README")
     given = parser.parse_args()
+    if given.matrix:
+        given.types = list(TYPES)
     version = _version()
-    known = {} if given.types else dict(_stored(None if given.stale else version))
+    known = (
+        {} if given.types and not given.matrix else dict(_stored(None if given.stale else version))
+    )
     chosen = [a for a in architectures() if not given.types or a.type in given.types]
     if given.status:
         known = dict(_stored(None))
@@ -47,6 +53,9 @@ def main() -> int:
     for result in _all(chosen, known, version):
         results.append(result)
         print(_line(result), flush=True)  # noqa: T201
+    if given.matrix:
+        print(f"\n{markdown({r.type: r for r in results})}")  # noqa: T201
+        return int(any(r.status != "ok" for r in results))
     print(summary(results))  # noqa: T201
     return 0 if all(t.met for t in targets(results)) else 1
 

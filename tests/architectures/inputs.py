@@ -41,9 +41,11 @@ def calls(model: hf.PreTrainedModel, *, batch: int, length: int, seed: int) -> I
             yield {main: noise(frames, bins), **rest}
     elif main == "input_values":
         bins = _bins(model.config)
-        for shape in ((100 * length,), (1024, bins), (100 * length, bins), (1, 100 * length)):
+        for shape in ((100 * length,), (800 * length,), (1024, bins), (1, 100 * length)):
             yield {main: noise(*shape), **rest}
     yield {"input_ids": tokens(length), **rest}
+    if books := getattr(model.config.get_text_config(decoder=True), "num_codebooks", 0):
+        yield {"input_ids": tokens(books * length).reshape(batch * books, length)}
 
 
 def _decodes(model: hf.PreTrainedModel, known: object) -> bool:

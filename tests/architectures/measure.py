@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from unittest import mock
 
@@ -20,10 +21,10 @@ import qpass
 from qpass import api
 from qpass.capture import Captured, capture
 from qpass.errors import CaptureFailed, QpassError
+from qpass.report.inspection import Inspection
 from qpass.verify.exact import largest_error
 from tests.architectures.attention import unfolded_values
 from tests.architectures.catalogue import Architecture, architecture
-from tests.architectures.inputs import Call
 from tests.architectures.models import NoModel, Subject, outputs, subject
 
 PREFIX = "@@"
@@ -53,11 +54,14 @@ class Result:
     where: list[str] = field(default_factory=list[str])
 
 
-def measure(of: Architecture) -> Result:
-    """Build, rotate, capture again and compare; every failure is a status with its reason."""
+def measure(of: Architecture, *, inspected: bool = True) -> Result:
+    """Build, rotate, capture again and compare; every failure is a status with its reason.
+
+    What is known of single products is left out unless `inspected`.
+    """
     result, start = Result(of.type, of.task), time.perf_counter()
     try:
-        _fill(result, subject(of))
+        _fill(result, subject(of), inspected=inspected)
     except NoModel as error:
         result.status, result.reason = "no model", str(error)
     except CaptureFailed as error:
@@ -73,30 +77,23 @@ def measure(of: Architecture) -> Result:
     return result
 
 
-def _fill(result: Result, tiny: Subject) -> None:
+def _fill(result: Result, tiny: Subject, *, inspected: bool) -> None:
     model, call = tiny.model, tiny.first
     before = capture(model, call)
-    expected = _widened(before, call)
+    # what lies between parts of a model rounds as it did before, where the same inputs go in
+    flat = before.flatten(call)
+    expected = _widened(before, flat)
     # nothing has changed yet, so the program is the same in all three places
     with mock.patch.object(api, "capture", return_value=before):
-        found = qpass.inspect(model, call)
-        unfolded = unfolded_values(tiny, found)
+        if inspected:
+            _look(result, tiny, qpass.inspect(model, call))
         report = qpass.rotate(model, call)
     again = capture(model, call)
-    result.error = max(report.max_error, largest_error(_widened(again, call), expected))
+    result.error = max(report.max_error, largest_error(_widened(again, flat), expected))
     result.eager = largest_error(outputs(model, call), tiny.outputs[0])
     result.other = largest_error(outputs(model, tiny.second), tiny.outputs[1])
     result.folded, result.online, result.declined = (round(f, 4) for f in report.coverage)
     result.transforms = len(report.online)
-    width = hidden_size(model.config)
-    stream = [p for p in found.products if p.columns == width]
-    size = sum(p.rows for p in stream)
-    result.stream = sum(p.rows for p in stream if p.input == "folded") / size if size else 1.0
-    result.values = unfolded
-    for product in found.products:
-        if product.input == "declined":
-            why = product.why.split(" (")[0][:120]
-            result.reasons[why] = result.reasons.get(why, 0) + 1
     limit = EAGER_LIMIT if next(model.parameters()).dtype == torch.float64 else FLOAT32_LIMIT
     # comparisons with NaN are false, so this order refuses it
     if not result.error <= LIMIT:
@@ -107,14 +104,25 @@ def _fill(result: Result, tiny: Subject) -> None:
         result.status, result.reason = "wrong", "the module changed on a call of another shape"
 
 
+def _look(result: Result, tiny: Subject, found: Inspection) -> None:
+    """Fill in what is known of single products."""
+    width = hidden_size(tiny.model.config)
+    stream = [p for p in found.products if p.columns == width]
+    size = sum(p.rows for p in stream)
+    result.stream = sum(p.rows for p in stream if p.input == "folded") / size if size else 1.0
+    result.values = unfolded_values(tiny, found)
+    whys = [p.why.split(" (")[0][:120] for p in found.products if p.input == "declined"]
+    result.reasons = dict(Counter(whys))
+
+
 def hidden_size(config: hf.PretrainedConfig) -> int:
     """How wide the hidden states of the text, or of the whole, are."""
     text = config.get_text_config()
     return int(getattr(text, "hidden_size", None) or getattr(text, "d_model", None) or 0)
 
 
-def _widened(captured: Captured, call: Call) -> tuple[object, ...]:
-    return tuple(captured.program.run(*captured.flatten(call), widen=True))
+def _widened(captured: Captured, flat: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(captured.program.run(*flat, widen=True))
 
 
 def _said(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import transformers as hf
@@ -19,10 +19,11 @@ def _each(value: object, names: str) -> dict[str, object]:
 # what fields of these names become wherever a config has them; widths and head counts differ and
 # few are powers of two, so that an axis is not taken for another
 _SMALL: dict[str, object] = {
-    **_each(VOCABULARY, "vocab_size vocab_size_per_layer_input"),
+    **_each(VOCABULARY, "vocab_size vocab_size_per_layer_input entity_vocab_size"),
     **_each(
         48,
         "hidden_size n_embd d_model dim embed_dim n_embed width embedding_size emb_dim "
+        "entity_emb_size "
         "word_embed_proj_dim lru_width",
     ),
     **_each(
@@ -82,6 +83,13 @@ _SMALL: dict[str, object] = {
         "resid_pdrop embd_pdrop attn_pdrop",
     ),
     "q_lora_rank": 20,
+    "mamba_d_ssm": 96,
+    "swa_num_attention_heads": 6,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "swa_v_head_dim": 8,
+    "num_query_pool": 1,
+    "num_groups": 2,
     "qk_nope_head_dim": 6,
     "eos_token_id": 2,
     "type_vocab_size": 2,
@@ -120,6 +128,8 @@ _OF_TYPE: dict[str, dict[str, object]] = {
     "minimax": {"layer_types": ["full_attention", "linear_attention"]},
     "jetmoe": {"num_key_value_heads": 3},
     "codegen": {"n_head": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 6, "head_dim": 16},
     "swin": {"embed_dim": 24},
     "swinv2": {"embed_dim": 24},
@@ -174,30 +184,44 @@ def shrunk(
 def _values(
     kind: type[hf.PretrainedConfig], default: Mapping[str, object], variant: Variant
 ) -> dict[str, object]:
-    known = {*default, *kind.attribute_map}
-    stages = max(
-        (len(v) for v in map(default.get, _STAGED) if isinstance(v, list | tuple)), default=0
-    )
+    # an alias says what its field says already
+    aliases = [name for name, field in kind.attribute_map.items() if field not in _SMALL]
+    sequences = {k: v for k, v in default.items() if isinstance(v, list | tuple) and v}
+    stages = max((len(v) for k, v in sequences.items() if k in _STAGED), default=0)
+    layers = default.get("num_hidden_layers")
     values: dict[str, object] = {}
-    for key in known:
+    for key in {*default, *(a for a in aliases if kind.attribute_map[a] not in sequences)}:
         old = default.get(key)
-        if key in variant.given:
+        if key in sequences:
+            values[key] = _short(key, sequences[key], stages)
+        elif key in variant.given:
             values[key] = variant.given[key]
-        elif isinstance(old, list | tuple) and old and all(isinstance(v, int) for v in old):
-            if len(old) == stages and stages > 2:
-                values[key] = list(_STAGED.get(key, tuple(old[:2])))
-            elif key in _SMALL:
-                values[key] = [_SMALL[key]] * len(old)
         elif key in _SMALL and not isinstance(old, list | tuple | dict):
             if old is None and key in _NONE_MEANS and not variant.fill:
                 continue
             # a probability may be an integer in one config and a float in the next
             values[key] = 0 if _whole(old, _SMALL[key]) else _SMALL[key]
-    types = list(dict.fromkeys(default.get("layer_types") or ()))  # pyright: ignore
-    if types:
-        values["layer_types"] = (types * 2)[: max(2, len(types))]
-        values["num_hidden_layers"] = len(values["layer_types"])  # pyright: ignore
-    return {k: v for k, v in values.items() if k not in variant.leave}
+    kinds = [len(set(v)) for v in sequences.values() if len(v) == layers and _named(v)]
+    count = max(2, *kinds) if kinds else 2
+    for key, old in sequences.items():
+        if len(old) == layers and len(old) > 2:
+            few = list(dict.fromkeys(old)) if _named(old) else [_SMALL.get(key, old[0])]
+            values[key] = (few * count)[:count]
+            values["num_hidden_layers"] = count
+    return {k: v for k, v in values.items() if v is not None and k not in variant.leave}
+
+
+def _short(key: str, old: Sequence[object], stages: int) -> object:
+    """A list with an entry for each of two stages, or None to leave it."""
+    if not all(type(v) is int for v in old):
+        return None
+    if len(old) == stages and stages > 2:
+        return list(_STAGED.get(key, tuple(old[:2])))
+    return [_SMALL[key]] * len(old) if key in _SMALL else None
+
+
+def _named(values: Sequence[object]) -> bool:
+    return all(isinstance(v, str) for v in values)
 
 
 def _whole(old: object, small: object) -> bool:

@@ -1,0 +1,67 @@
+"""Are forty architectures the same functions after all that turns is turned?"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from tests.architectures.catalogue import architecture
+from tests.architectures.measure import Result, measure
+from tests.architectures.verdict import targets
+
+# those that differ most in how they are built and are traced in a few seconds; `make zoo` has all
+_CHOSEN = (
+    "bloom codegen cohere ctrl falcon gemma2 gpt2 gptj gpt_bigcode gpt_neo gpt_neox granite "
+    "llama mpt nemotron olmo2 openai-gpt opt persimmon phi phi3 qwen2 qwen3 stablelm "
+    "starcoder2 glm4 gemma3_text albert bert deberta-v2 distilbert electra mpnet roberta "
+    "squeezebert bart vit dinov2 deit wav2vec2"
+)
+CHOSEN = _CHOSEN.split()
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_an_architecture_stays_the_same_function(name: str) -> None:
+    with warnings.catch_warnings():
+        # of transformers and of the tracing of its models
+        warnings.simplefilter("ignore")
+        result = measure(architecture(name), inspected=False)
+    assert result.status == "ok", result
+    assert result.folded > 0
+    assert result.folded + result.online >= 0.8
+
+
+def test_there_are_forty() -> None:
+    assert len(set(CHOSEN)) == 40
+
+
+GOOD = Result("llama", "causal", error=1e-15, folded=0.8, online=0.2, stream=1.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(GOOD, status="wrong"),
+        replace(GOOD, status="crash", error=None),
+        replace(GOOD, status="died", error=None),
+        replace(GOOD, status="timeout", error=None),
+        replace(GOOD, status="refused", error=None),
+        replace(GOOD, stream=0.8),
+        replace(GOOD, values=["a.weight"]),
+    ],
+    ids=lambda bad: bad.status,
+)
+def test_one_bad_result_misses_a_target(bad: Result) -> None:
+    assert all(target.met for target in targets([GOOD] * 200))
+    assert not all(target.met for target in targets([*[GOOD] * 200, bad]))
+
+
+def test_several_may_be_untraceable_or_covered_little() -> None:
+    untraced = replace(GOOD, status="untraceable", error=None)
+    assert all(target.met for target in targets([*[GOOD] * 190, *[untraced] * 10]))
+    assert not all(target.met for target in targets([*[GOOD] * 180, *[untraced] * 10]))
+    little = replace(GOOD, folded=0.1, online=0.1)
+    assert all(target.met for target in targets([*[GOOD] * 180, *[little] * 20]))
+    assert not all(target.met for target in targets([*[GOOD] * 180, *[little] * 21]))
+    assert not all(target.met for target in targets([GOOD] * 149))
