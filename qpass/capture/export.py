@@ -27,7 +27,13 @@ from qpass.capture.parts import capture_parts
 from qpass.capture.raising import raise_idioms
 from qpass.capture.results import is_plain, plain_results
 from qpass.capture.sample import doubled, dynamic_shapes
-from qpass.capture.uses import find_owners, lift, name_modules_once, split_uses
+from qpass.capture.uses import (
+    find_owners,
+    lift,
+    name_modules_from_root,
+    name_modules_once,
+    split_uses,
+)
 from qpass.errors import BadInput, CaptureFailed, first_line, own_failure
 from qpass.ir import Note, Program, Weight, read
 
@@ -238,6 +244,7 @@ def _program(made: _Exported, model: nn.Module) -> Program:
     clean(program)
     write_numbers(program, sources.keys() - stored.keys())
     split_uses(program)
+    name_modules_from_root(program, model)
     name_modules_once(program, model)
     find_owners(program, model, {name: name for name in sources if name in stored})
     program.rigid = find_rigid(program, model)

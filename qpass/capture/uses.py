@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +31,27 @@ def split_uses(program: Program) -> None:
     for node in _uses(program):
         for user in list(node.users)[1:]:
             edit.own_use(program, node, user)
+
+
+def name_modules_from_root(program: Program, module: nn.Module) -> None:
+    """Let modules go by their paths from the root, also inside of one with a forward of its own.
+
+    What such a forward calls is traced by paths from the module that the forward belongs to.
+    """
+    paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
+    for node in program.graph.nodes:
+        stack = cast("dict[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
+        found = dict[str, tuple[str, object]]()
+        around: list[str] = []
+        for key, (path, kind) in stack.items():
+            plain, mark, call = path.partition("@")
+            if not any(plain.startswith(f"{outer}.") for outer in around):
+                inside = (f"{outer}.{plain}" for outer in reversed(around))
+                plain = next((path for path in inside if path in paths), plain)
+            found[key] = (plain + mark + call, kind)
+            around += [plain] if plain else []
+        if found != stack:
+            node.meta["nn_module_stack"] = found
 
 
 def name_modules_once(program: Program, module: nn.Module) -> None:
