@@ -34,7 +34,7 @@ from qpass.capture.uses import (
     name_modules_once,
     split_uses,
 )
-from qpass.errors import BadInput, CaptureFailed, first_line, own_failure
+from qpass.errors import BadInput, CaptureFailed, QpassError, first_line, own_failure
 from qpass.ir import Note, Program, Weight, read
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -61,7 +61,8 @@ def capture(model: nn.Module, inputs: Inputs, *, blank: bool = False) -> Capture
     try:
         return replace(_traced(model, args, kwargs), extra=extra)
     except CaptureFailed as failure:
-        if not holds_values(model):
+        # a refusal of qpass's own is no fault of the model's code, which parts could work around
+        if not holds_values(model) or isinstance(failure.__cause__, QpassError):
             raise
         result_of(model, args, kwargs)
         program, notes, record = capture_parts(

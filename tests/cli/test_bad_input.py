@@ -198,7 +198,7 @@ def test_what_is_no_model(command: str, model: str, capsys) -> None:
         ("wrong_type", "same dtype"),
         ("wrong_name", "do not fit the model's forward"),
         ("too_many", "too many positional arguments"),
-        ("on_meta", "on several devices"),
+        ("on_meta", "device"),
         ("no_inputs", "inputs are needed"),
         ("branch", "cannot"),
         ("out_of_vocabulary", "not in the vocabulary"),
