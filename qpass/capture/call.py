@@ -93,6 +93,14 @@ def arguments(
     return by_name(bound, extra)
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, torch.Size)
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, torch.Size) else value
+
+
 def by_name(
     bound: inspect.BoundArguments, extra: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -113,7 +121,8 @@ def by_name(
             args.append(bound.arguments[name])
         else:
             kwargs[name] = bound.arguments[name]
-    return tuple(args), kwargs
+    # a trace takes sizes of tensors for tuples, and calls are compared with it
+    return pytree.tree_map(_plain, (tuple(args), kwargs), is_leaf=_is_size)
 
 
 def output_names(program: Program, spec: pytree.TreeSpec) -> tuple[str, ...]:

@@ -354,3 +354,20 @@ def test_only_writes_that_are_seen_take_the_general_way(
     assert torch.equal(got, model(x))
     # the slow way is for what is seen elsewhere
     assert bool(general) is shown
+
+
+class Shaped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return self.up(x).reshape(*shape, 4, 2)
+
+
+def test_a_size_is_taken_for_the_tuple_that_it_is() -> None:
+    model, x = Shaped().double(), torch.randn(3, 6, dtype=torch.float64)
+    captured = capture(model, (x, x.shape[:1]))
+    (got,) = captured.program.run(*captured.flatten((x, x.shape[:1])))
+    assert torch.equal(got, model(x, x.shape[:1]))
+    assert len(captured.flatten((x, (3,)))) == len(captured.flatten((x, x.shape[:1])))
