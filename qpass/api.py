@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,16 @@ from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
-from qpass.targets.seams import find_seams
+from qpass.targets.seams import find_seams, holds_turns
 from qpass.targets.ties import reads_flag, tied_uses
-from qpass.transform import FoldNorms, FoldScales, carry_out, fold_and_rewrite, rewrite
+from qpass.transform import (
+    FoldNorms,
+    FoldScales,
+    Rewritten,
+    carry_out,
+    fold_and_rewrite,
+    rewrite,
+)
 from qpass.verify.exact import ExactCheck, largest_error
 
 log = logging.getLogger("qpass")
@@ -111,14 +119,14 @@ def rotate(
 
     bounds = _bounds(model, captured.program, sample)
 
-    def decide(folded: Program) -> Plan:
+    def decide(folded: Program, *, pairs: bool) -> Plan:
         if known is not None:
             expect_fits(known, folded)
             return known
         recipe = bounds.within(given)
-        return choose(folded, recipe, refusals=bounds.refusals, stored=True, pairs=True)
+        return choose(folded, recipe, refusals=bounds.refusals, stored=True, pairs=pairs)
 
-    done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
+    done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
     before = _outputs(model, sample)
     written = write_back(model, captured.program, done.program, kept, ties=bounds.ties)
@@ -157,17 +165,17 @@ def quantize(
         bounds = _bounds(model, captured.program, sample)
         advance("trace", 1, 1)
 
-        def decide(folded: Program) -> Plan:
+        def decide(folded: Program, *, pairs: bool) -> Plan:
             if known is not None:
                 expect_fits(known, folded)
                 return known
             recipe, refused = bounds.within(given), bounds.refusals
             program = captured.program
             errors = _errors(program, folded, flat[0]) if given.rotation == "auto" else None
-            return choose(folded, recipe, refusals=refused, stored=True, pairs=True, errors=errors)
+            return choose(folded, recipe, refusals=refused, stored=True, pairs=pairs, errors=errors)
 
         advance("rotate and verify", 0, 1)
-        done = fold_and_rewrite(captured.program, decide, ExactCheck(captured.flatten(sample)))
+        done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
         written = write_back(
             model,
@@ -209,6 +217,18 @@ def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
         return _Bounds(refused, ties=False)
     why = "the model computes something else once its weights are not tied"
     return _Bounds(dict.fromkeys(tied, why) | refused, ties=True)
+
+
+class _Decide(Protocol):
+    def __call__(self, folded: Program, *, pairs: bool) -> Plan: ...
+
+
+def _rewritten(model: nn.Module, program: Program, decide: _Decide, check: ExactCheck) -> Rewritten:
+    """The program after what is decided, without pairs where the modules cannot hold them."""
+    done = fold_and_rewrite(program, functools.partial(decide, pairs=True), check)
+    if not done.plan.paired or holds_turns(model, program, done.program):
+        return done
+    return fold_and_rewrite(program, functools.partial(decide, pairs=False), check)
 
 
 def _plan(plan: Plan | str | Path | None) -> Plan | None:

@@ -57,6 +57,15 @@ def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> f
     return frozenset(found)
 
 
+def holds_turns(model: nn.Module, before: Program, after: Program) -> bool:
+    """Whether modules can stand around all that are turned: not where a norm's gain has moved."""
+    try:
+        build_around(model, before, after)
+    except Unsupported:
+        return False
+    return True
+
+
 def build_around(model: nn.Module, before: Program, after: Program) -> dict[str, nn.Module]:
     """A module to stand around each one whose input is turned back or output turned, by path."""
     turns: dict[str, list[Transform | None]] = {}

@@ -251,3 +251,15 @@ def test_norms_behind_each_half_turn_what_they_make() -> None:
     assert len(report.online) == 4 + 2
     with torch.no_grad():
         assert close(model(**inputs).logits, want)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_pairs_that_no_module_can_hold_are_not_made(monkeypatch, *, held: bool) -> None:
+    if not held:
+        monkeypatch.setattr(qpass.api, "holds_turns", lambda *_: False)
+    model, inputs = LAST_NORM["llama"]()
+    want = output(model, inputs)
+    report = qpass.rotate(model, inputs)
+    assert report.max_error <= LIMIT
+    assert bool(report.plan.paired) is held
+    assert (output(model, inputs) - want).abs().max() <= EAGER * want.abs().max()
