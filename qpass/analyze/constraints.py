@@ -26,6 +26,7 @@ from qpass.analyze.atoms import (
     tie,
     twin,
 )
+from qpass.analyze.numbers import Numbers, Order
 from qpass.ir import Program, read
 from qpass.rotations import Group
 
@@ -79,6 +80,9 @@ class Constraints:
         self.mixed: list[tuple[Layout, int]] = []
         self.reads: set[tuple[fx.Node, int]] = set()
         self.multiplied: list[Factors] = []
+        self.numbers: dict[fx.Node, Numbers] = {}
+        self.orders: list[Order] = []
+        self.pieces: dict[fx.Node, tuple[tuple[Layout, Numbers | None], ...]] = {}
         self.node: fx.Node | None = None
 
     # -- what rules may ask
@@ -96,7 +100,7 @@ class Constraints:
     def give(self, node: fx.Node, layout: Sequence[Axis]) -> None:
         """The axes of a value just made; they keep their basis if it holds no real numbers."""
         self.layouts[node] = tuple(layout)
-        if not read.is_floating(node):
+        if not read.is_floating(node) and node not in self.numbers:
             self.pin_all(node, "holds no real numbers")
 
     def give_fresh(self, node: fx.Node) -> Layout:
@@ -159,6 +163,8 @@ class Constraints:
         """Every axis of a value keeps its basis."""
         for axis in self.layout(node):
             self.pin(axis, why)
+        if (numbers := self.numbers.get(node)) is not None:
+            self.pin(numbers.axis, why)
 
     # -- axis arithmetic that pins where there is no structure
 

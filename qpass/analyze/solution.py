@@ -12,7 +12,7 @@ from torch import fx
 from qpass.analyze.atoms import Atom, Axis, Placement, placements
 from qpass.analyze.constraints import Constraints, Pin
 from qpass.analyze.diagonals import settle
-from qpass.analyze.rules.base import find_rule
+from qpass.analyze.rules.base import find_number_rules, find_rule
 from qpass.ir import Program, read
 from qpass.rotations import Group
 
@@ -77,6 +77,12 @@ _SHAPE_ONLY = frozenset(
 
 
 def _apply(node: fx.Node, c: Constraints) -> None:
+    if c.allows(Group.PERMUTATION):
+        if any(rule(node, c) for rule in find_number_rules(node.target)):
+            return
+        for touched in node.all_input_nodes:
+            if touched in c.numbers and node.target not in _SHAPE_ONLY:
+                c.pin_all(touched, f"{read.target_name(node)} reads numbers of entries")
     if (rule := find_rule(node.target)) is not None:
         rule(node, c)
         return
@@ -100,10 +106,44 @@ class Solution:
         for held in c.held:
             for place in placements(held.axis):
                 self.pins.setdefault(place.leaf.atom, []).append(held.pin)
-        self._mixed = [
-            (_leaves(layout[i]), frozenset[Atom]().union(*(_leaves(a) for a in layout)))
-            for layout, i in c.mixed
-        ]
+        self._mixed = [(_leaves(layout[i]), _leaves(*layout)) for layout, i in c.mixed]
+        self._numbered = _leaves(*(numbers.axis for numbers in c.numbers.values()))
+        self._follow(c)
+
+    def _follow(self, c: Constraints) -> None:
+        """Pin what the order of other entries comes from, where that order is pinned."""
+        follows: list[tuple[Atom, frozenset[Atom]]] = []
+        for order in c.orders:
+            after, found = _leaves(*order.after), list(placements(order.axis))
+            for place in found:
+                leaf = place.leaf.atom
+                whole = len(found) == 1 and not place.around and not place.partial
+                if not whole or leaf in self.placed.sites or any(leaf is s for s, _ in follows):
+                    self._pin(leaf, "is in the order of others, and is regrouped", order.where)
+                beside = self.placed.company.get(leaf)
+                for row in _leaves(*order.rows):
+                    if (beside is not None and row not in beside) or self._mixes(row, leaf):
+                        self._pin(leaf, "each row is in an order of its own", order.where)
+                follows.append((leaf, after))
+        changed = True
+        while changed:
+            changed = False
+            for leaf, after in follows:
+                for source in after:
+                    new = [p for p in self.pins.get(leaf, ()) if p not in self.pins.get(source, ())]
+                    self.pins.setdefault(source, []).extend(new)
+                    changed |= bool(new)
+        for leaf, _ in follows:
+            self._pin(leaf, "follows the order of other entries", "")
+
+    def _pin(self, leaf: Atom, why: str, where: str) -> None:
+        self.pins.setdefault(leaf, []).append(Pin(why, where))
+
+    def _mixes(self, factor: Atom, leaf: Atom) -> bool:
+        """Whether entries of a factor are mixed where it stands beside a leaf on another axis."""
+        return any(
+            factor in axis and leaf in value and leaf not in axis for axis, value in self._mixed
+        )
 
     @property
     def leaves(self) -> tuple[Atom, ...]:
@@ -113,13 +153,12 @@ class Solution:
 
     def head(self, leaf: Atom) -> Atom | None:
         """The factor that may pick a different matrix per entry: present wherever the leaf is."""
+        if leaf in self._numbered:
+            return None
         candidates = [
             atom
             for atom in self.placed.company.get(leaf, ())
-            if isinstance(atom.size, int)
-            and not any(
-                atom in axis and leaf in value and leaf not in axis for axis, value in self._mixed
-            )
+            if isinstance(atom.size, int) and not self._mixes(atom, leaf)
         ]
         return max(candidates, key=lambda atom: int(atom.size), default=None)  # type: ignore[arg-type]
 
@@ -157,5 +196,5 @@ class _Placed:
         self.company[leaf] = company if known is None else known & company
 
 
-def _leaves(axis: Axis) -> frozenset[Atom]:
-    return frozenset(place.leaf.atom for place in placements(axis))
+def _leaves(*axes: Axis) -> frozenset[Atom]:
+    return frozenset(place.leaf.atom for axis in axes for place in placements(axis))

@@ -174,7 +174,7 @@ EXPECTED = {
     "mixtral": (
         "DIAGONAL 80 down_proj+gate_up_proj",
         "PERMUTATION 80 down_proj+gate_up_proj",
-        "IDENTITY 4 gate",
+        "PERMUTATION 4 down_proj+gate+gate_up_proj",
     ),
     "Mixture": ("PERMUTATION 4 down+router+up", "PERMUTATION 6 down+up"),
 }

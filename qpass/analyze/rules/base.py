@@ -15,7 +15,11 @@ from qpass.analyze.constraints import Constraints
 
 Rule = Callable[[fx.Node, Constraints], None]
 
+# says whether it applies; where it does not, it has said nothing
+NumberRule = Callable[[fx.Node, Constraints], bool]
+
 _RULES: dict[object, Rule] = {}
+_NUMBER_RULES: dict[object, list[NumberRule]] = {}
 _loaded: list[bool] = []
 
 
@@ -33,6 +37,24 @@ def rule(*targets: object) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def number_rule(*targets: object) -> Callable[[NumberRule], NumberRule]:
+    """Register what is tried first where permutations are solved for."""
+
+    def register(function: NumberRule) -> NumberRule:
+        for target in targets:
+            _NUMBER_RULES.setdefault(target, []).append(function)
+        return function
+
+    return register
+
+
+def find_number_rules(target: object) -> tuple[NumberRule, ...]:
+    """What is tried first for an operator where permutations are solved for."""
+    _load()
+    name = target._schema.name if isinstance(target, OpOverload) else None
+    return (*_NUMBER_RULES.get(target, ()), *_NUMBER_RULES.get(name, ()))
 
 
 def find_rule(target: object) -> Rule | None:

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 _END = 2**62  # larger stops mean "to the end"
 
-_RESHAPES = (
+RESHAPES = (
     aten.view.default,
     aten.reshape.default,
     aten._unsafe_view.default,
@@ -31,7 +31,7 @@ _RESHAPES = (
     aten.view_as.default,
     aten.reshape_as.default,
 )
-_PERMUTES = (
+PERMUTES = (
     aten.transpose.int,
     aten.t.default,
     aten.permute.default,
@@ -44,7 +44,7 @@ _SPLITS = (
     aten.chunk.default,
     aten.unbind.int,
 )
-_COPIES = (
+COPIES = (
     aten.to.dtype,
     aten.to.device,
     aten.to.dtype_layout,
@@ -59,10 +59,10 @@ _COPIES = (
 # operators whose result holds entries of their first argument and nothing else
 MOVES = frozenset(
     {
-        *_RESHAPES,
-        *_PERMUTES,
+        *RESHAPES,
+        *PERMUTES,
         *_SPLITS,
-        *_COPIES,
+        *COPIES,
         aten.expand.default,
         aten.expand_as.default,
         aten.slice.Tensor,
@@ -72,12 +72,12 @@ MOVES = frozenset(
 )
 
 
-@rule(*_RESHAPES)
+@rule(*RESHAPES)
 def _view(node: fx.Node, c: Constraints) -> None:
     c.give(node, c.view(c.layout(read.value(node, "self")), _shape(node)))
 
 
-@rule(*_PERMUTES)
+@rule(*PERMUTES)
 def _permute(node: fx.Node, c: Constraints) -> None:
     layout = list(c.layout(read.value(node, "self")))
     rank = len(layout)
@@ -199,7 +199,7 @@ def _cat(node: fx.Node, c: Constraints) -> None:
     c.give(node, [joined if d == dim else merged[d] for d in range(len(shape))])
 
 
-@rule(*_COPIES)
+@rule(*COPIES)
 def _copy(node: fx.Node, c: Constraints) -> None:
     source = next(iter(node.all_input_nodes))
     if read.is_floating(source) and read.is_floating(node):
