@@ -19,7 +19,8 @@ import qpass
 import qpass.backend
 import qpass.targets.inductor
 from qpass.plan import Plan
-from tests.zoo import PAD, tiny, tokens
+from tests.surface.changed import llama
+from tests.zoo import tokens
 
 RECIPE = "w8a8"
 # a cache keeps its basis and a graph boundary too, so the two scopes rotate different edges: twice
@@ -61,18 +62,7 @@ class Counting:
 
 
 def model(*, tied: bool = True) -> hf.PreTrainedModel:
-    config = hf.LlamaConfig(
-        vocab_size=64,
-        max_position_embeddings=64,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=PAD,
-    )
-    return tiny(config, dtype=torch.float32)
+    return llama(tie_word_embeddings=tied)
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
