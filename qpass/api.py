@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, final
@@ -119,13 +119,7 @@ def rotate(
 
     bounds = _bounds(model, captured.program, sample)
 
-    def decide(folded: Program, *, pairs: bool) -> Plan:
-        if known is not None:
-            expect_fits(known, folded)
-            return known
-        recipe = bounds.within(given)
-        return choose(folded, recipe, refusals=bounds.refusals, stored=True, pairs=pairs)
-
+    decide = _decider(known, given, bounds)
     done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
     before = _outputs(model, sample)
@@ -165,15 +159,11 @@ def quantize(
         bounds = _bounds(model, captured.program, sample)
         advance("trace", 1, 1)
 
-        def decide(folded: Program, *, pairs: bool) -> Plan:
-            if known is not None:
-                expect_fits(known, folded)
-                return known
-            recipe, refused = bounds.within(given), bounds.refusals
-            program = captured.program
-            errors = _errors(program, folded, flat[0]) if given.rotation == "auto" else None
-            return choose(folded, recipe, refusals=refused, stored=True, pairs=pairs, errors=errors)
+        def measure(folded: Program) -> SiteErrors:
+            return _errors(captured.program, folded, flat[0])
 
+        errors = measure if given.rotation == "auto" else None
+        decide = _decider(known, given, bounds, errors)
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
@@ -221,6 +211,30 @@ def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
 
 class _Decide(Protocol):
     def __call__(self, folded: Program, *, pairs: bool) -> Plan: ...
+
+
+def _decider(
+    known: Plan | None,
+    given: Recipe,
+    bounds: _Bounds,
+    errors: Callable[[Program], SiteErrors] | None = None,
+) -> _Decide:
+    """What to do to a folded program: as `known`, or as `given` within what modules can hold."""
+
+    def decide(folded: Program, *, pairs: bool) -> Plan:
+        if known is not None:
+            expect_fits(known, folded)
+            return known
+        return choose(
+            folded,
+            bounds.within(given),
+            refusals=bounds.refusals,
+            stored=True,
+            pairs=pairs,
+            errors=None if errors is None else errors(folded),
+        )
+
+    return decide
 
 
 def _rewritten(model: nn.Module, program: Program, decide: _Decide, check: ExactCheck) -> Rewritten:
