@@ -3,6 +3,7 @@
 from qpass.ir import edit, read
 from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
+from qpass.ir.run import last_uses, run_node
 from qpass.ir.weights import (
     AddProduct,
     Affine,
@@ -40,6 +41,8 @@ __all__ = [
     "Weight",
     "Zeros",
     "edit",
+    "last_uses",
     "read",
+    "run_node",
     "run_passes",
 ]

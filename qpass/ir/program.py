@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast, final
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from qpass.errors import BadInput
+from qpass.ir.run import last_uses, run_node, widened
 from qpass.ir.weights import Step, Weight
-from qpass.ir.wide import WIDE
 
 
 @final
@@ -116,11 +116,11 @@ class Program:
             raise BadInput(f"the graph takes {len(expected)} inputs, got {len(inputs)}")
         given = dict(zip(expected, inputs, strict=True))
         env: dict[fx.Node, object] = {}
-        last = _last_uses(self.graph)
+        last = last_uses(self.graph)
 
         def load(node: fx.Node) -> object:
-            if (weight := self.weight(node)) is not None:
-                return self._value(node, weight, widen=widen)
+            if self.weight(node) is not None:
+                return self.value(node, widen=widen)
             return env[node]
 
         with torch.no_grad():
@@ -129,17 +129,18 @@ class Program:
                     return tuple(load(n) for n in node.all_input_nodes)
                 if node.op == "placeholder":
                     if node.name not in self.weights:
-                        env[node] = _widened(given[node]) if widen else given[node]
+                        env[node] = widened(given[node]) if widen else given[node]
                     continue
-                env[node] = _call(node, load, widen=widen)
+                env[node] = run_node(node, load, widen=widen)
                 if watch is not None:
                     watch(node, env[node])
                 for dead in last.get(node, ()):
                     env.pop(dead, None)
         raise AssertionError("a graph ends with its output")
 
-    def _value(self, node: fx.Node, weight: Weight, *, widen: bool) -> Tensor:
-        value = weight.evaluate(self.sources)
+    def value(self, node: fx.Node, *, widen: bool = False) -> Tensor:
+        """The weight that `node` is a use of, in the type that the graph reads or float64."""
+        value = self.weights[node.name].evaluate(self.sources)
         if widen or not value.is_floating_point():
             return value
         return value.to(cast("Tensor", node.meta["val"]).dtype)
@@ -177,48 +178,6 @@ def copy(graph: fx.Graph) -> fx.Graph:
     for made, node in zip(new.nodes, graph.nodes, strict=True):
         made.meta = dict(node.meta)
     return new
-
-
-def _call(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool) -> object:
-    fetch = cast("Callable[[fx.Node], Any]", load)
-    args: object = fx.map_arg(node.args, fetch)
-    kwargs: object = fx.map_arg(node.kwargs, fetch)
-    target = cast("Callable[..., object]", node.target)
-    if widen:
-        args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
-        target = WIDE.get(target, target)
-    result = target(*cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs))
-    return _widened(result) if widen else result
-
-
-def _widen_dtypes(arg: object) -> object:
-    if isinstance(arg, torch.dtype):
-        return torch.float64 if arg.is_floating_point else arg
-    if isinstance(arg, dict):
-        return {k: _widen_dtypes(v) for k, v in cast("dict[str, object]", arg).items()}
-    if isinstance(arg, list | tuple):
-        return type(arg)(_widen_dtypes(a) for a in cast("Sequence[object]", arg))
-    return arg
-
-
-def _widened(result: object) -> object:
-    if isinstance(result, Tensor) and result.is_floating_point():
-        return result.double()
-    if isinstance(result, list | tuple):
-        return type(result)(_widened(r) for r in cast("Sequence[object]", result))
-    return result
-
-
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node, the values that nothing after it reads."""
-    last: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(list(graph.nodes)):
-        for read in node.all_input_nodes:
-            if read not in seen:
-                seen.add(read)
-                last.setdefault(node, []).append(read)
-    return last
 
 
 class _Id(str):
