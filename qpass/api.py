@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qpass.analyze import largest_regions, rotatable_regions
+from qpass.calibrate import Calibration, Store, key_of, needs_data, round_products
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating, holds_values
 from qpass.capture.results import plain
-from qpass.errors import expect_instance
-from qpass.hf.sample import sample_call, sample_calls
+from qpass.errors import BadInput, expect_instance
+from qpass.formats import QuantizedTensor
+from qpass.hf.sample import kept_tokens, sample_call, sample_calls
 from qpass.hf.saving import take_over_saving
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Declined, Plan, Recipe
@@ -33,6 +35,7 @@ from qpass.runtime.device import this_device
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
+from qpass.targets.replacing import nearest
 from qpass.targets.seams import find_seams, holds_turns
 from qpass.targets.ties import reads_flag, tied_uses
 from qpass.transform import (
@@ -139,13 +142,16 @@ def quantize(
     calibration: Iterable[Inputs] | None = None,
     inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
+    resume: str | Path | None = None,
 ) -> nn.Module:
     """Quantize `model` in place, after the rotations that `recipe` asks for, and return it.
 
     `inputs` is one sample call (default: the first of `calibration`, or one that fits the model);
     it also decides `rotation = "auto"` when there is no calibration data. A `plan` from an earlier
-    run is carried out as it is. Raises StateError for a model that is quantized already; the model
-    is unchanged whenever this raises.
+    run is carried out as it is. Roundings that measure their products' inputs do so on
+    `calibration`, whose finished codes are kept in the directory `resume`, if one is given: the
+    same call goes on from there, to the same bytes. Raises StateError for a model that is quantized
+    already; the model is unchanged whenever this raises.
     """
     batches = sample_calls(calibration)
     sample = sample_call(model, inputs if inputs is not None or not batches else batches[0])
@@ -167,11 +173,14 @@ def quantize(
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
+        data = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
+        codes = _calibrated(done, data, resume, lambda at, of: advance("calibrate", at, of))
         written = write_back(
             model,
             captured.program,
             done.program,
             done.plan,
+            lambda entry, weight: codes.get(entry.site) or nearest(entry, weight),
             advance=lambda at, of: advance("quantize", at, of),
             ties=bounds.ties,
         )
@@ -179,6 +188,28 @@ def quantize(
     for note in (*captured.notes, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model
+
+
+def _calibrated(
+    done: Rewritten,
+    data: Calibration | None,
+    resume: str | Path | None,
+    advance: Callable[[int, int], None],
+) -> Mapping[str, QuantizedTensor]:
+    """The codes that rest on data, by site."""
+    sites = needs_data(done.plan)
+    if not sites:
+        return {}
+    if data is None:
+        entry = next(q for q in done.plan.quantized if q.site == sites[0])
+        raise BadInput(
+            f"{entry.site}: rounding {entry.rounding!r} measures its inputs, and there is no data\n"
+            '  pass calibration batches, or set rounding = "nearest"'
+        )
+    store = None
+    if resume is not None:
+        store = Store(resume, key_of(done.plan, done.program.sources, [*data.batches, data.kept]))
+    return round_products(done.program, done.plan, data, store, advance)
 
 
 @final

@@ -21,6 +21,7 @@ LAYERS = (
     ("rounding", "ops"),
     ("analyze", "verify", "runtime"),
     ("capture", "plan"),
+    ("calibrate",),
     ("transform", "quantize"),
     ("targets", "report"),
     ("hf",),

@@ -41,3 +41,15 @@ def sample_calls(calibration: Iterable[Inputs] | None) -> list[Inputs]:
     if not (batches := list(calibration)):
         raise BadInput("calibration has no batches; an iterator that was used up gives none")
     return batches
+
+
+def kept_tokens(batch: Inputs) -> Tensor | None:
+    """Which tokens of a call are no padding, or None where that is not said.
+
+    Calls with tokens for an encoder and for a decoder say it of one of them, and which a value
+    belongs to is not known.
+    """
+    if not isinstance(batch, Mapping) or any(str(name).startswith("decoder_") for name in batch):
+        return None
+    mask = batch.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None

@@ -90,7 +90,9 @@ class _Sampled:
 
 
 def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:
-    quantized = ROUNDINGS[entry.rounding].round(w_nk, entry.weight, {})
+    method = ROUNDINGS[entry.rounding]
+    # plans that differ in rotations are ranked alike by any rounding
+    quantized = (ROUNDINGS["nearest"] if method.needs else method).round(w_nk, entry.weight, {})
     return quantized.dequantize(torch.float64)
 
 

@@ -1,0 +1,197 @@
+"""How products are rounded on calibration data: in order, on what they will really read.
+
+A product's statistics are those of its input in the model as it is quantized so far, so that later
+products make up for what earlier ones lost; rounding rests on them and on nothing else, so a run
+that is cut off and taken up again gives the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import Tensor
+
+from qpass.analyze import Matmul, find_tables
+from qpass.calibrate.stages import entries_of, find_stages
+from qpass.calibrate.statistics import COMPARING, Statistics
+from qpass.calibrate.store import Store
+from qpass.calibrate.stream import Stream, as_quantized
+from qpass.errors import BadInput
+from qpass.formats import QuantizedTensor, QuantSpec
+from qpass.ir import Program, read
+from qpass.plan import Plan, Quantized, Role
+from qpass.rounding import ROUNDINGS, Statistic, Stats
+
+# which model a product's inputs come from while the ones before it are quantized
+Propagate = Literal["quantized", "float"]
+Advance = Callable[[int, int], None]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """The data: flat inputs of a program for each batch, and which of its tokens count.
+
+    `kept` has one mask `[...]` of tokens for each batch, or None where all count.
+    """
+
+    batches: Sequence[Sequence[object]]
+    kept: Sequence[Tensor | None]
+    propagate: Propagate = "quantized"
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise BadInput("calibration has no batches")
+        if len(self.kept) != len(self.batches):
+            raise BadInput(f"{len(self.kept)} masks for {len(self.batches)} batches")
+
+
+def needs_data(plan: Plan) -> tuple[str, ...]:
+    """The sites of a plan whose rounding needs statistics."""
+    return tuple(q.site for q in plan.quantized if _needs(q))
+
+
+def round_products(
+    program: Program,
+    plan: Plan,
+    data: Calibration,
+    store: Store | None = None,
+    advance: Advance = lambda _at, _of: None,
+) -> dict[str, QuantizedTensor]:
+    """The codes of every quantized weight of `program` by site, rounded on the data.
+
+    What `store` holds of an earlier run is taken from there. Raises BadInput for data that gives
+    statistics which are not finite.
+    """
+    return _Run(program, plan, data, store).all(advance)
+
+
+@final
+class _Run:
+    def __init__(
+        self, program: Program, plan: Plan, data: Calibration, store: Store | None
+    ) -> None:
+        self._program, self._data, self._store = program, data, store
+        self._entries = entries_of(program, plan)
+        self._stages = find_stages(program, self._entries)
+        products = [m for s in self._stages for m in (*s.products, *s.again)]
+        self._reads = {m.use: m.reads for m in products}
+        self._codes: dict[str, QuantizedTensor] = {}
+        self._round_tables({q.site: q for q in plan.quantized if q.role is Role.EMBEDDING})
+        wanted = {s for e in self._entries.values() for s in _needs(e)}
+        self._float = self._quantized = None
+        if data.propagate == "float" or wanted & COMPARING:
+            self._float = self._stream(quantized=False)
+        if data.propagate == "quantized":
+            self._quantized = self._stream(quantized=True)
+
+    def all(self, advance: Advance) -> dict[str, QuantizedTensor]:
+        if self._store is not None:
+            self._codes |= self._store.read(self._entries.values())
+        shared = self._of_shared_sites()
+        for at, stage in enumerate(self._stages):
+            advance(at, len(self._stages))
+            left = [m for m in stage.products if self._entries[m.use].site not in self._codes]
+            if left:
+                self._round(stage.value, left, shared)
+        advance(len(self._stages), len(self._stages))
+        return self._codes
+
+    def _round(self, value: str, products: Sequence[Matmul], shared: Mapping[str, Stats]) -> None:
+        """Round products of one value; those that read it alike share its statistics."""
+        groups: dict[QuantSpec | None, list[Matmul]] = {}
+        for matmul in products:
+            groups.setdefault(self._entries[matmul.use].activation, []).append(matmul)
+        for activation, group in groups.items():
+            entries = [self._entries[m.use] for m in group]
+            own = {s for e in entries if e.site not in shared for s in _needs(e)}
+            stats = self._measured(value, activation, own) if own else {}
+            for matmul, entry in zip(group, entries, strict=True):
+                self._put(entry, self._weight_nk(matmul), shared.get(entry.site, stats))
+
+    def _put(self, entry: Quantized, weight_nk: Tensor, stats: Stats) -> None:
+        method = ROUNDINGS[entry.rounding]
+        given = {statistic: stats[statistic] for statistic in method.needs}
+        codes = self._codes[entry.site] = method.round(weight_nk, entry.weight, given)
+        if self._store is not None and method.needs:
+            self._store.write(entry.site, codes)
+
+    def _measured(
+        self, value: str, activation: QuantSpec | None, wanted: Iterable[Statistic]
+    ) -> Stats:
+        found = Statistics(wanted)
+        # one stream may stand for both; each is advanced before its values are looked at
+        reference = None if self._float is None else self._float.advance(value)
+        seen = reference if self._quantized is None else self._quantized.advance(value)
+        assert seen is not None
+        for x, y, kept in zip(seen, reference or seen, self._data.kept, strict=True):
+            found.add(x if activation is None else as_quantized(x, activation), y, kept)
+        return _finite(found.result(), value)
+
+    def _of_shared_sites(self) -> dict[str, Stats]:
+        """Statistics over all inputs of each weight that is read in several places, in float.
+
+        It is rounded before the model that its later inputs come from is known.
+        """
+        sites = {self._entries[m.use].site for s in self._stages for m in s.again}
+        wanted = {
+            site: needs
+            for site in sites - self._codes.keys()
+            if (needs := _needs(next(e for e in self._entries.values() if e.site == site)))
+        }
+        if not wanted:
+            return {}
+        stream, found = self._stream(quantized=False), {s: Statistics(n) for s, n in wanted.items()}
+        for stage in self._stages:
+            entries = [self._entries[m.use] for m in (*stage.products, *stage.again)]
+            if not (shared := {e.site: e for e in entries if e.site in wanted}):
+                continue
+            for x, kept in zip(stream.advance(stage.value), self._data.kept, strict=True):
+                for site, entry in shared.items():
+                    spec = entry.activation
+                    found[site].add(x if spec is None else as_quantized(x, spec), x, kept)
+        return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
+
+    def _stream(self, *, quantized: bool) -> Stream:
+        batches = self._data.batches
+        if not quantized:
+            return Stream(self._program, batches, lambda _: None, {})
+        activations = {u: e.activation for u, e in self._entries.items() if e.activation}
+        return Stream(self._program, batches, self._replaced, activations)
+
+    def _replaced(self, use: str) -> Tensor | None:
+        """A quantized weight as numbers, in the type and layout that the graph reads."""
+        if (codes := self._codes.get(self._program.site(use))) is None:
+            return None
+        like = read.dtype(self._program.node(use))
+        assert like is not None
+        value_nk = codes.dequantize(like)
+        return value_nk.mT if self._reads.get(use, 1) == 0 else value_nk
+
+    def _weight_nk(self, matmul: Matmul) -> Tensor:
+        value = self._program.weights[matmul.use].evaluate(self._program.sources)
+        return value if matmul.reads == 1 else value.mT.contiguous()
+
+    def _round_tables(self, tables: Mapping[str, Quantized]) -> None:
+        for use in find_tables(self._program):
+            entry = tables.get(self._program.site(use))
+            if entry is not None and entry.site not in self._codes:
+                weight = self._program.weights[use].evaluate(self._program.sources)
+                # no product reads a table's rows, so there is nothing to round it by
+                self._codes[entry.site] = ROUNDINGS["nearest"].round(weight, entry.weight, {})
+
+
+def _needs(entry: Quantized) -> frozenset[Statistic]:
+    return ROUNDINGS[entry.rounding].needs
+
+
+def _finite(stats: Stats, where: str) -> Stats:
+    for statistic, value in stats.items():
+        if not bool(value.isfinite().all()):
+            raise BadInput(
+                f"calibration: {statistic.name} of the values at {where} is not finite\n"
+                "  look for NaN or infinity in the data, or calibrate the model in float32"
+            )
+    return stats
