@@ -54,7 +54,7 @@ def randomise(module: nn.Module, seed: int) -> None:
         for name, parameter in module.named_parameters():
             # gains stay near 1, so that depth does not shrink or blow up the signal
             gain = parameter.dim() == 1 and name.endswith("weight")
-            std = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
+            std = 0.3 if parameter.dim() <= 1 else 1.5 / parameter.shape[-1] ** 0.5
             parameter.normal_(mean=1.0 if gain else 0.0, std=std, generator=generator)
         stored = module.state_dict()
         for name, buffer in module.named_buffers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import final
 
@@ -42,10 +43,23 @@ def subject(of: Architecture) -> Subject:
                     return _built(of, variant, attention, dtype)
                 except NoModel:
                     raise
+                except ImportError as error:
+                    raise NoModel(_missing(error)) from error
                 except Exception as error:  # noqa: BLE001  the model's code may raise anything
-                    said = " ".join(str(error).split())
-                    refusals.append(f"{type(error).__name__}: {said[:140]}")
-    raise NoModel(" | ".join(dict.fromkeys(refusals))[:600])
+                    refusals.append(_said(error))
+    told = [said for said in dict.fromkeys(refusals) if "attention implementation" not in said]
+    raise NoModel(" | ".join(told)[:600])
+
+
+def _missing(error: ImportError) -> str:
+    wanted = re.search(r"requires the (\S+) library", str(error))
+    return f"needs {wanted[1]}, which is not installed" if wanted else _said(error)
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, without what a validation of a config puts around it."""
+    said = re.sub(r"^Class validation error for validator '\w+':\s*", "", str(error))
+    return f"{type(error).__name__}: {' '.join(said.split())[:140]}"
 
 
 def outputs(model: hf.PreTrainedModel, call: Call) -> list[Tensor]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.architectures.catalogue import architecture
 from tests.architectures.measure import Result, measure
+from tests.architectures.models import subject
 from tests.architectures.verdict import targets
 
 # those that differ most in how they are built and are traced in a few seconds; `make zoo` has all
@@ -34,6 +35,18 @@ def test_an_architecture_stays_the_same_function(name: str) -> None:
 
 def test_there_are_forty() -> None:
     assert len(set(CHOSEN)) == 40
+
+
+@pytest.mark.parametrize(
+    "name",
+    # parts that must agree, cut stages, kept stages, sizes by layer, codes beside tokens, frames
+    # beside tokens, patches of any shape
+    ["canary", "pvt", "levit", "dots3_note", "dia", "voxtral_realtime", "siglip2"],
+)
+def test_a_config_of_parts_or_stages_is_made_small(name: str) -> None:
+    tiny = subject(architecture(name))
+    assert sum(p.numel() for p in tiny.model.parameters()) < 300_000
+    assert [o.shape for o in tiny.outputs[0]] != [o.shape for o in tiny.outputs[1]]
 
 
 GOOD = Result("llama", "causal", error=1e-15, folded=0.8, online=0.2, stream=1.0)
