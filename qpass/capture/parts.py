@@ -114,9 +114,33 @@ def _holds_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """Hooks that tell `see` of the outermost calls of some modules, and which are `running`."""
+
+    see: Callable[[_Call], None]
+    running: list[nn.Module] = field(default_factory=list[nn.Module])
+
+    def enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        if not self.running:
+            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+            self.see(_Call(module, *by_name(bound, {})))
+        self.running.append(module)
+
+    def leave(self, module: nn.Module, args: Args, result: object) -> None:
+        self.running.pop()
+
+
 def is_recorder(hook: object) -> bool:
     """Whether a hook records outermost calls, to trace them."""
-    return getattr(hook, "__module__", None) == __name__
+    return isinstance(getattr(hook, "__self__", None), _Watch)
+
+
+def looks_away(hook: object) -> bool:
+    """Whether a hook records outermost calls and one is under way: it looks at no values now."""
+    watch = getattr(hook, "__self__", None)
+    return isinstance(watch, _Watch) and bool(watch.running)
 
 
 def _notes(parts: Iterable[_Part]) -> Iterator[Note]:
@@ -140,23 +164,15 @@ def _watching(
     watched: Iterable[nn.Module], see: Callable[[_Call], None]
 ) -> Generator[list[nn.Module]]:
     """Tell `see` of outermost calls; gives the stack of `watched` modules that are running."""
-    running: list[nn.Module] = []
-
-    def enter(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        if not running:
-            bound = inspect.signature(module.forward).bind(*args, **kwargs)
-            see(_Call(module, *by_name(bound, {})))
-        running.append(module)
-
-    def leave(module: nn.Module, args: Args, result: object) -> None:
-        running.pop()
-
+    watch = _Watch(see)
     handles: list[Any] = []
     for module in watched:
-        handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        handles.append(
+            module.register_forward_pre_hook(watch.enter, prepend=True, with_kwargs=True)
+        )
+        handles.append(module.register_forward_hook(watch.leave, always_call=True))
     try:
-        yield running
+        yield watch.running
     finally:
         for handle in handles:
             handle.remove()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 from torch.utils.hooks import RemovableHandle
 
-from qpass.capture.parts import is_recorder
+from qpass.capture.parts import is_recorder, looks_away
 from qpass.errors import StateError, Unsupported
 from qpass.targets.conventions import is_collector
 from qpass.targets.gates import Family, Gate, Seen, is_traced, note
@@ -109,7 +109,7 @@ def run_forward(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, o
 
 def run_hooked(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     """Call a guarded module whose hooks must see original values."""
-    if not HERE.inside:
+    if not HERE.inside or _looked_away(module):
         return type(module)._call_impl(module, *args, **kwargs)
     if any(is_traced(tensor) for tensor in floats((args, kwargs))):
         raise Unsupported(
@@ -218,6 +218,14 @@ def check(family: Family) -> None:
         if watched:
             family.hooked.append(module)
     family.hooks_seen = seen
+
+
+def _looked_away(module: nn.Module) -> bool:
+    """Whether no hook of a module looks at the values of this call."""
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return bool(hooks) and all(looks_away(hook) for hook in hooks)
 
 
 def _lost_hooks(family: Family) -> bool:

@@ -197,7 +197,47 @@ class Square(Net):
             layer.first, layer.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
 
-@pytest.mark.parametrize("kind", [Net, Skips, Square])
+class Reads(nn.Module):
+    """Takes two values of one shape; in a decoder, one of them has changed and the other not."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return x + self.first(self.norm(x)) + self.second(memory)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, WIDTH), nn.RMSNorm(WIDTH)
+        self.layers = nn.ModuleList(Reads() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
+        x = self.table(ids)
+        for layer in self.layers:
+            x = layer(x, memory)
+        return self.head(self.norm(x))
+
+
+class Decodes(Net):
+    """A part has parts of its own whose arguments do not say which of them has changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = Decoder()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.layers[0](self.table(ids))
+        if x.sum() > 1e6:
+            x = -x
+        return self.decoder(ids, x)
+
+
+@pytest.mark.parametrize("kind", [Net, Skips, Square, Decodes])
 @torch.no_grad()
 def test_changed_parts_are_traced_again(kind):
     model = net(kind)
