@@ -20,6 +20,7 @@ import transformers as hf
 from tests.architectures.catalogue import Architecture, architectures
 from tests.architectures.matrix import TYPES, markdown
 from tests.architectures.measure import PREFIX, Result
+from tests.architectures.surface import ABSENT, SAME
 from tests.architectures.verdict import summary, targets
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ def _line(result: Result | None) -> str:
     if result is None:
         return (
             f"{'type':26}{'task':9}{'error':>9}{'eager':>9}{'other':>9}{'folded':>8}{'online':>8}"
-            f"{'left':>7}{'ops':>5}{'s':>7}  status"
+            f"{'left':>7}{'ops':>5}{'shown':>7}{'s':>7}  status"
         )
     errors = "".join(
         f"{'-' if e is None else f'{e:.0e}':>9}" for e in (result.error, result.eager, result.other)
@@ -136,13 +137,13 @@ def _line(result: Result | None) -> str:
     shares = "".join(
         f"{f'{p:.2f}' if counted else '-':>{w}}" for p, w in zip(parts, (8, 8, 7), strict=True)
     )
+    asked = [said for said in result.shown.values() if said != ABSENT]
+    shown = f"{sum(said == SAME for said in asked)}/{len(asked)}" if asked else "-"
     ops = result.transforms if counted else "-"
     why = result.reason or "; ".join(sorted(result.reasons, key=lambda r: -result.reasons[r])[:2])
     text = f"{result.status}{': ' + why if why else ''}"
-    return (
-        f"{result.type[:25]:26}{result.task:9}{errors}{shares}{ops:>5}{result.seconds:>7}  "
-        f"{text[:200]}"
-    )
+    numbers = f"{errors}{shares}{ops:>5}{shown:>7}{result.seconds:>7}"
+    return f"{result.type[:25]:26}{result.task:9}{numbers}  {text[:200]}"
 
 
 if __name__ == "__main__":

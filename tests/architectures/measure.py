@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from qpass.verify.exact import largest_error
 from tests.architectures.attention import unfolded_values
 from tests.architectures.catalogue import Architecture, architecture
 from tests.architectures.models import NoModel, Subject, outputs, subject
+from tests.architectures.surface import ABSENT, REFUSED, SAME, surface
 
 PREFIX = "@@"
 # the whole in float64; a module that casts inside its norms rounds to float32 there
@@ -51,13 +53,14 @@ class Result:
     stream: float = 0.0  # folded, of the weights that read something as wide as the hidden states
     values: list[str] = field(default_factory=list[str])  # V -> O could fold here and did not
     reasons: dict[str, int] = field(default_factory=dict[str, int])
+    shown: dict[str, str] = field(default_factory=dict[str, str])
     where: list[str] = field(default_factory=list[str])
 
 
 def measure(of: Architecture, *, inspected: bool = True) -> Result:
     """Build, rotate, capture again and compare; every failure is a status with its reason.
 
-    What is known of single products is left out unless `inspected`.
+    What is known of single products and what parts show is left out unless `inspected`.
     """
     result, start = Result(of.type, of.task), time.perf_counter()
     try:
@@ -80,6 +83,7 @@ def measure(of: Architecture, *, inspected: bool = True) -> Result:
 def _fill(result: Result, tiny: Subject, *, inspected: bool) -> None:
     model, call = tiny.model, tiny.first
     before = capture(model, call)
+    original = copy.deepcopy(model) if inspected else None
     # what lies between parts of a model rounds as it did before, where the same inputs go in
     flat = before.flatten(call)
     expected = _widened(before, flat)
@@ -107,6 +111,12 @@ def _fill(result: Result, tiny: Subject, *, inspected: bool) -> None:
         result.status, result.reason = "wrong", "the module changed"
     elif not result.other <= limit:
         result.status, result.reason = "wrong", "the module changed on a call of another shape"
+    elif original is not None:
+        result.shown = surface(original, model, call, limit)
+        if bad := {name: said for name, said in result.shown.items() if not _expected(said)}:
+            raised = any(not said.startswith("moved") for said in bad.values())
+            result.status = "crash" if raised else "wrong"
+            result.reason = "; ".join(f"{name}: {said}" for name, said in bad.items())
 
 
 def _look(result: Result, tiny: Subject, found: Inspection) -> None:
@@ -124,6 +134,10 @@ def hidden_size(config: hf.PretrainedConfig) -> int:
     """How wide the hidden states of the text, or of the whole, are."""
     text = config.get_text_config()
     return int(getattr(text, "hidden_size", None) or getattr(text, "d_model", None) or 0)
+
+
+def _expected(said: str) -> bool:
+    return said in (SAME, ABSENT) or said.startswith(REFUSED)
 
 
 def _widened(captured: Captured, flat: tuple[object, ...]) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 import transformers as hf
@@ -62,13 +62,18 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(said.split())[:140]}"
 
 
-def outputs(model: hf.PreTrainedModel, call: Call) -> list[Tensor]:
-    """All floating tensors that the model returns, caches aside."""
+def called(model: hf.PreTrainedModel, call: Call, **more: object) -> Any:
+    """What the model returns, without a cache where it has a choice."""
     with torch.no_grad():
         try:
-            result = model(**call, use_cache=False)
+            return model(**call, **more, use_cache=False)
         except TypeError:
-            result = model(**call)
+            return model(**call, **more)
+
+
+def outputs(model: hf.PreTrainedModel, call: Call) -> list[Tensor]:
+    """All floating tensors that the model returns, caches aside."""
+    result = called(model, call)
     values = [result] if isinstance(result, Tensor) else list(result.to_tuple())
     return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
 import pytest
 
+import qpass
 from tests.architectures.catalogue import architecture
-from tests.architectures.measure import Result, measure
+from tests.architectures.measure import EAGER_LIMIT, Result, measure
 from tests.architectures.models import subject
+from tests.architectures.surface import ABSENT, REFUSED, SAME, surface
 from tests.architectures.verdict import targets
 
 # those that differ most in how they are built and are traced in a few seconds; `make zoo` has all
@@ -47,6 +50,25 @@ def test_a_config_of_parts_or_stages_is_made_small(name: str) -> None:
     tiny = subject(architecture(name))
     assert sum(p.numel() for p in tiny.model.parameters()) < 300_000
     assert [o.shape for o in tiny.outputs[0]] != [o.shape for o in tiny.outputs[1]]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
+def test_what_a_model_shows_stays_or_is_refused(name: str) -> None:
+    tiny = subject(architecture(name))
+    original = copy.deepcopy(tiny.model)
+    qpass.rotate(tiny.model, tiny.first)
+    found = surface(original, tiny.model, tiny.first, EAGER_LIMIT)
+    assert all(said in (SAME, ABSENT) or said.startswith(REFUSED) for said in found.values())
+    assert found["hidden_states"] == found["saved_and_loaded"] == SAME
+
+
+def test_what_a_model_shows_is_compared() -> None:
+    tiny = subject(architecture("gpt2"))
+    other = copy.deepcopy(tiny.model)
+    other.transformer.h[1].mlp.c_fc.weight.data *= 1.01
+    found = surface(tiny.model, other, tiny.first, EAGER_LIMIT)
+    assert len(found) == 5
+    assert all(said.startswith("moved by") for said in found.values())
 
 
 GOOD = Result("llama", "causal", error=1e-15, folded=0.8, online=0.2, stream=1.0)
