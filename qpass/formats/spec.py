@@ -11,9 +11,10 @@ import torch
 
 from qpass.errors import BadInput, expect, expect_type
 from qpass.formats.base import FORMATS, Format
+from qpass.formats.integers import Integers
+from qpass.formats.scales import SCALES, ScaleFormat
 from qpass.registry import unknown
 
-SCALE_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 ROW_SCALE_BITS = 32
 
 
@@ -24,14 +25,16 @@ class QuantSpec:
 
     Blocks run along `axis`, the axis that a product sums over: `block` of its entries, all of them
     ("channel"; for activations this is one scale per token), or the whole tensor ("tensor").
-    An asymmetric grid adds an offset, in the same precision, to each scale. `dynamic` scales are
-    found when the values are: they are not stored.
+    An asymmetric grid adds an offset, in the same precision, to each scale. `tensor_scale` puts a
+    float32 factor over the scales of blocks: one for a weight, one for each token of activations.
+    `dynamic` scales are found when the values are: they are not stored.
     """
 
     format: str
     block: int | Literal["tensor", "channel"] = "channel"
     axis: int = -1
     scale_format: str = "float32"
+    tensor_scale: bool = False
     symmetric: bool = True
     dynamic: bool = False
 
@@ -42,12 +45,31 @@ class QuantSpec:
         expect_type(str, "format", self.format, "the name of a number format")
         expect(sized or words, "block", block, '"tensor", "channel" or a positive integer')
         expect_type(int, "axis", self.axis, "an integer")
-        known = tuple(SCALE_DTYPES)
+        known = sorted(scales.name for scales in SCALES)
         expect(self.scale_format in known, "scale_format", self.scale_format, " or ".join(known))
+        expect_type(bool, "tensor_scale", self.tensor_scale, "true or false")
         expect_type(bool, "symmetric", self.symmetric, "true or false")
         expect_type(bool, "dynamic", self.dynamic, "true or false")
         signed = FORMATS[self.format].low < 0
         expect(signed, "format", self.format, "a signed format; symmetric = false adds offsets")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise BadInput, naming a field, unless the fields go together."""
+        scales = self.scales
+        if not self.symmetric:
+            why = f"true: {self.format} has no codes that count from zero"
+            expect(isinstance(FORMATS[self.format], Integers), "symmetric", False, why)
+            why = f"true: {self.scale_format} scales are positive, and offsets are not"
+            expect(scales.signed, "symmetric", False, why)
+        if self.tensor_scale:
+            why = "false: without blocks, a scale of its own is all that a row needs"
+            expect(isinstance(self.block, int), "tensor_scale", True, why)
+            why = f"false: {self.scale_format} scales reach any magnitude without"
+            expect(scales.needs_factor, "tensor_scale", True, why)
+        elif scales.needs_factor:
+            why = f"true: {self.scale_format} scales end at {scales.top:g}"
+            expect(False, "tensor_scale", False, why)
 
     @staticmethod
     def read(given: Mapping[str, object], base: QuantSpec | None = None) -> QuantSpec:
@@ -64,7 +86,11 @@ class QuantSpec:
 
     def table(self) -> dict[str, str | int | bool]:
         """The fields by name, as `read` takes them."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        if not self.tensor_scale:
+            # written as it was before there were such factors
+            del found["tensor_scale"]
+        return found
 
     @property
     def codes(self) -> Format:
@@ -73,8 +99,19 @@ class QuantSpec:
         return found if found.unsigned is None or self.symmetric else FORMATS[found.unsigned]
 
     @property
+    def scales(self) -> ScaleFormat:
+        """The numbers that scales and offsets can be."""
+        return SCALES[self.scale_format]
+
+    @property
     def scale_dtype(self) -> torch.dtype:
-        return SCALE_DTYPES[self.scale_format]
+        """The type that stores scales and offsets of groups."""
+        return self.scales.dtype
+
+    @property
+    def one_factor(self) -> bool:
+        """Whether one float32 factor serves all rows; otherwise each row has its own."""
+        return self.scales.one_factor
 
     @property
     def grouped(self) -> bool:
@@ -97,12 +134,20 @@ class QuantSpec:
         """The same grid with one scale per row, which every width supports."""
         # an offset is stored with a group's scale, in the precision that groups have
         scale_format = "float32" if self.symmetric else self.scale_format
-        return dataclasses.replace(self, block="channel", scale_format=scale_format)
+        return dataclasses.replace(
+            self, block="channel", scale_format=scale_format, tensor_scale=False
+        )
 
-    def bits_per_weight(self, width: int) -> float:
-        """Stored bits for each of the `width` entries of a row, scales and offsets included."""
-        scales = 0
+    def bits_per_weight(self, width: int, rows: int | None = None) -> float:
+        """Stored bits for each of the `width` entries of a row, scales and offsets included.
+
+        A factor that all rows share counts as that of one of `rows`, or not without their number.
+        """
+        scales = 0.0
         if self.grouped:
             numbers = self.groups(width) * (1 if self.symmetric else 2)
-            scales = numbers * torch.finfo(self.scale_dtype).bits
-        return self.codes.bits / self.codes.dim + (scales + ROW_SCALE_BITS) / width
+            scales = numbers * self.scales.bits
+        factor = ROW_SCALE_BITS
+        if self.one_factor:
+            factor = 0 if rows is None else ROW_SCALE_BITS / rows
+        return self.codes.bits / self.codes.dim + (scales + factor) / width

@@ -22,8 +22,9 @@ class QuantizedTensor:
 
     The codes are one to a byte here, whatever their bits. Without group scales the row's scale
     stands alone; with them it is a power of two that keeps them in their format's normal range,
-    and 1 where that is not needed. Scales of signed formats may be negative: an integer grid
-    reaches one step further down than up.
+    and 1 where that is not needed; some formats of scales share one factor between all rows, any
+    number. Scales may be negative where their format has a sign: an integer grid reaches one step
+    further down than up.
     """
 
     spec: QuantSpec
@@ -41,6 +42,8 @@ class QuantizedTensor:
         scale_dtype = self.spec.scale_dtype
         _check("codes", self.codes_nk, (n, k), self.spec.codes.code_dtype)
         _check("row scales", self.row_scales_n, (n,), torch.float32)
+        if self.spec.one_factor and not bool((self.row_scales_n == self.row_scales_n[:1]).all()):
+            raise BadInput("row scales: they differ, but the spec has one for all rows")
         _check("group scales", self.group_scales_ng, groups, scale_dtype, self.spec.grouped)
         _check("group offsets", self.group_offsets_ng, groups, scale_dtype, offsets)
 
@@ -54,7 +57,8 @@ class QuantizedTensor:
         """The bytes that storing it takes: codes packed by row, every scale and offset."""
         n, k = self.shape
         row_bits = k // self.spec.codes.dim * self.spec.codes.bits
-        parts = (self.row_scales_n, self.group_scales_ng, self.group_offsets_ng)
+        factors = self.row_scales_n[:1] if self.spec.one_factor else self.row_scales_n
+        parts = (factors, self.group_scales_ng, self.group_offsets_ng)
         return n * -(-row_bits // 8) + sum(p.nbytes for p in parts if p is not None)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:

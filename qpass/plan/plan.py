@@ -69,6 +69,17 @@ class Quantized:
     activation: QuantSpec | None
     rounding: str
 
+    def table(self) -> dict[str, object]:
+        """The entry as JSON values."""
+        activation = None if self.activation is None else self.activation.table()
+        return {
+            "site": self.site,
+            "role": self.role.value,
+            "weight": self.weight.table(),
+            "activation": activation,
+            "rounding": self.rounding,
+        }
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ class Plan:
             "recipe": self.recipe.table(),
             "rotated": [asdict(entry) for entry in self.rotated],
             "online": [asdict(entry) for entry in self.online],
-            "quantized": [asdict(entry) | {"role": entry.role.value} for entry in self.quantized],
+            "quantized": [entry.table() for entry in self.quantized],
             "declined": [asdict(entry) for entry in self.declined],
             **({"paired": [asdict(entry) for entry in self.paired]} if self.paired else {}),
         }

@@ -1,4 +1,7 @@
-"""Which numbers a block can take: its scale and offset, as stored, and the codes between.
+"""Which numbers a block can take: its scale and offset, as stored, and the points between.
+
+Everything here counts in points of the format. Those of integers are their codes; `Result` turns
+the points of any format into codes.
 
 Shapes: b blocks, l entries of a block, n rows, k columns.
 """
@@ -11,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qpass.formats import QuantSpec
+from qpass.formats import Format, Integers, QuantSpec, ScaleFormat
 
 # longer blocks are summed in parts: shorter than what torch spreads over threads, so that sums do
 # not depend on how many there are
@@ -21,28 +24,41 @@ PART = 2**14
 @final
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The integers `low` to `high`, and the precision that scales and offsets are stored in."""
+    """The points of a format, and the numbers that scales and offsets can be.
 
-    low: int
-    high: int
+    The points of asymmetric grids are integers.
+    """
+
+    points: Format
+    scales: ScaleFormat
     symmetric: bool
-    dtype: torch.dtype
 
     @staticmethod
     def of(spec: QuantSpec) -> Grid:
-        codes = spec.codes
-        return Grid(int(codes.low), int(codes.high), spec.symmetric, spec.scale_dtype)
+        return Grid(spec.codes, spec.scales, spec.symmetric)
+
+    @property
+    def low(self) -> float:
+        """The smallest point."""
+        return self.points.low
+
+    @property
+    def high(self) -> float:
+        """The largest point."""
+        return self.points.high
+
+    @property
+    def even(self) -> bool:
+        """Whether neighbouring points are all as far apart: they are integers."""
+        return isinstance(self.points, Integers)
 
     def stored(self, x: Tensor) -> Tensor:
         """`x` rounded to what a scale or an offset can hold, in float32."""
-        return x.to(self.dtype).float()
+        return self.scales.stored(x)
 
     def stored_below(self, x: Tensor) -> Tensor:
         """As `stored`, but rounded down."""
-        near = self.stored(x)
-        # 0.6 of the spacing: less would round back, more would skip a number
-        lower = self.stored(near - 0.6 * torch.finfo(self.dtype).eps * near.abs())
-        return torch.where(near > x, lower, near)
+        return self.scales.stored_below(x)
 
 
 @final
@@ -66,14 +82,14 @@ class Scales:
 
 
 def nearest_codes(values_bl: Tensor, grid: Grid, scales: Scales) -> Tensor:
-    """Float32 codes `[b, l]` of the nearest points; a block with scale 0 gets code 0."""
+    """The nearest points `[b, l]` of the format, unscaled; a block with scale 0 gets point 0."""
     safe_b = torch.where(scales.scale_b == 0, torch.inf, scales.scale_b)
     from_zero_bl = values_bl if grid.symmetric else values_bl - scales.offset_b.unsqueeze(1)
-    return (from_zero_bl / safe_b.unsqueeze(1)).round_().clamp_(grid.low, grid.high)
+    return grid.points.round_(from_zero_bl / safe_b.unsqueeze(1))
 
 
 def nearest_points(values_bl: Tensor, grid: Grid, scales: Scales) -> Tensor:
-    """The numbers `[b, l]` that the nearest codes stand for, evaluated as they will be."""
+    """The numbers `[b, l]` that the nearest points stand for, evaluated as they will be."""
     points_bl = nearest_codes(values_bl, grid, scales).mul_(scales.scale_b.unsqueeze(1))
     return points_bl if grid.symmetric else points_bl.add_(scales.offset_b.unsqueeze(1))
 

@@ -59,12 +59,12 @@ class _Found:
     done_b: Tensor
 
     def candidates(
-        self, base_b: Tensor, range_b: Tensor, spans: Sequence[int]
-    ) -> Iterator[tuple[int, Tensor]]:
+        self, base_b: Tensor, range_b: Tensor, spans: Sequence[float]
+    ) -> Iterator[tuple[float, Tensor]]:
         """Each of `spans` with the blocks `[c]` left that may have that many steps in their range.
 
-        Those are the blocks whose probed entries are whole steps away from `base`. The first span
-        is tried alone: blocks on the grid mostly use all of it.
+        Those are the blocks whose probed entries are whole steps away from `base`, or points of
+        uneven formats. The first span is tried alone: blocks on the grid mostly use all of it.
         """
         for some in (spans[:1], spans[1:]):
             left_c = (~self.done_b).nonzero().squeeze(1)
@@ -75,7 +75,7 @@ class _Found:
                 yield some[index], left_c[fits_cs[:, index]]
 
     def _spaced(
-        self, left_c: Tensor, base_c: Tensor, range_c: Tensor, spans: Sequence[int]
+        self, left_c: Tensor, base_c: Tensor, range_c: Tensor, spans: Sequence[float]
     ) -> Tensor:
         spans_s = torch.tensor(spans, dtype=torch.float32, device=range_c.device)
         steps_cs = spans_s / range_c.unsqueeze(1)
@@ -84,7 +84,8 @@ class _Found:
         fits_cs = limit_cs <= COARSEST
         for entry_c in (self.probe_bp[left_c] - base_c.unsqueeze(1)).unbind(1):
             at_cs = steps_cs * entry_c.unsqueeze(1)
-            fits_cs &= (at_cs - at_cs.round()).abs_() <= limit_cs
+            near_cs = at_cs.round() if self.grid.even else self.grid.points.round_(at_cs.clone())
+            fits_cs &= (at_cs - near_cs).abs_() <= limit_cs
         return fits_cs
 
     def offer(self, at_c: Tensor, trial: Scales) -> None:
@@ -106,7 +107,7 @@ class _Found:
 def _try_symmetric(found: _Found, extreme_b: Tensor) -> None:
     grid, zero_b = found.grid, torch.zeros_like(extreme_b)
     found.done_b |= extreme_b == 0
-    for span, at_c in found.candidates(zero_b, extreme_b, range(-grid.low, 0, -1)):
+    for span, at_c in found.candidates(zero_b, extreme_b, grid.points.magnitudes):
         # only the side with one more level reaches beyond high; it may face either way
         step_c = extreme_b[at_c].abs() / span if span <= grid.high else -extreme_b[at_c] / span
         for scale_c in _neighbours(grid.stored(step_c), grid):
@@ -116,11 +117,11 @@ def _try_symmetric(found: _Found, extreme_b: Tensor) -> None:
 def _try_asymmetric(found: _Found, low_b: Tensor, high_b: Tensor) -> None:
     grid = found.grid
     _try_constant(found, low_b, high_b)
-    levels = grid.high - grid.low
+    levels = int(grid.high - grid.low)
     spans = (levels, *range(min(levels - 1, LONGEST_PARTIAL_SPAN), 0, -1))
     for span, at_c in found.candidates(low_b, high_b - low_b, spans):
         scale_c = grid.stored((high_b[at_c] - low_b[at_c]) / span)
-        for first in range(min(levels - span, LONGEST_PARTIAL_SPAN) + 1):
+        for first in range(min(levels - int(span), LONGEST_PARTIAL_SPAN) + 1):
             offset_c = grid.stored(low_b[at_c] - scale_c * (grid.low + first))
             found.offer(at_c, Scales(scale_c, offset_c))
 
@@ -136,7 +137,7 @@ def _try_constant(found: _Found, low_b: Tensor, high_b: Tensor) -> None:
 def _neighbours(scale_c: Tensor, grid: Grid) -> Iterator[Tensor]:
     """The scale, and where float32 noise is not rounded away the numbers next to it."""
     yield scale_c
-    if grid.dtype == torch.float32:
+    if grid.scales.dtype == torch.float32:
         yield torch.nextafter(scale_c, torch.full_like(scale_c, torch.inf))
         yield torch.nextafter(scale_c, torch.full_like(scale_c, -torch.inf))
 

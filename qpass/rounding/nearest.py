@@ -26,9 +26,9 @@ class Nearest(Rounding):
         grid = Grid.of(spec)
         result = Result.empty(weight_nk, spec)
         for rows, part in row_chunks(weight_nk, spec):
-            values_bl, exponents = scaled_blocks(part, spec, grid)
+            values_bl, factors = scaled_blocks(part, spec, grid)
             scales = fit_scales(values_bl, grid)
-            result.put(rows, nearest_codes(values_bl, grid, scales), scales, exponents)
+            result.put(rows, nearest_codes(values_bl, grid, scales), scales, factors)
         return result.finish()
 
 

@@ -2,7 +2,8 @@
 
 Each row is multiplied by a power of two, which is exact, so that the scales of its blocks lie in
 the normal range of the format they are stored in; the row's float32 scale takes it off again. Rows
-whose plain scales fit keep the factor 1.
+whose plain scales fit keep the factor 1. Scales that are powers of two take it off themselves, and
+scales that need a factor for the whole tensor get one.
 
 Shapes: n rows, k columns, g groups of a row, b blocks (n g of them), l entries of a block.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from qpass.errors import BadInput
 from qpass.formats import QuantizedTensor, QuantSpec
+from qpass.rounding.factor import rounded, tensor_factor
 from qpass.rounding.grid import Grid, Scales
 
 # entries handled at once: a few float32 copies of them fit the cache of a core
@@ -27,21 +29,23 @@ CHUNK = 2**18
 SMALLEST_STEP = 2.0**-11
 LARGEST_EXPONENT = 13
 LARGEST_WEIGHT = torch.finfo(torch.float32).max
+# a scale that serves it is a power of two that float32 has as a normal number
+SMALLEST_POWER = 2.0**-120
 
 
 def row_chunks(weight_nk: Tensor, spec: QuantSpec) -> Iterator[tuple[slice, Tensor]]:
-    """Rows in chunks of bounded size; all of them at once where they share a scale."""
+    """Rows in chunks of bounded size; all of them at once where they share a scale or a factor."""
     n, k = weight_nk.shape
     if n * k == 0:
         return
-    step = n if spec.block == "tensor" else max(1, CHUNK // k)
+    step = n if spec.block == "tensor" or spec.tensor_scale else max(1, CHUNK // k)
     for at in range(0, n, step):
         rows = slice(at, min(at + step, n))
         yield rows, weight_nk[rows].detach()
 
 
 def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Float32 blocks `[b, l]` and the exponents `[n]` (`[1]` per tensor) taken out of the rows."""
+    """Float32 blocks `[b, l]` and the factors `[n]` (`[1]` per tensor) taken out of the rows."""
     n, k = rows_nk.shape
     exact_nk = rows_nk.double()
     if spec.block == "tensor":
@@ -52,6 +56,14 @@ def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor,
     largest_n = torch.maximum(-low_ng, high_ng).amax(1)
     if not bool((largest_n <= LARGEST_WEIGHT).all()):
         raise BadInput("the weight has a NaN, an infinity or an entry beyond float32; repair it")
+    if spec.tensor_scale:
+        factor = tensor_factor(exact_nk, grid)
+        values = rounded(exact_nk / factor).float()
+        return _short(values, blocks_ngl.shape[2]), torch.full_like(largest_n, factor)
+    if grid.scales.one_factor:
+        # the scales of smaller blocks would be no powers of two that are stored
+        tiny_ng = torch.maximum(-low_ng, high_ng) < SMALLEST_POWER * grid.high
+        exact_nk = torch.where(tiny_ng.unsqueeze(2), 0.0, blocks_ngl).reshape(exact_nk.shape)
     reach_ng = torch.maximum(-low_ng, high_ng) if grid.symmetric else high_ng - low_ng
     steps_ng = reach_ng / (grid.high if grid.symmetric else grid.high - grid.low)
     smallest_n = torch.where(steps_ng > 0, steps_ng, torch.inf).amin(1)
@@ -60,11 +72,17 @@ def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor,
     # float32 cannot hold smaller factors than its smallest normal number
     exponent_n = torch.where(plain_n, 0, exponent_n.clamp(min=-126))
     values = torch.ldexp(exact_nk, -exponent_n.unsqueeze(1).double()).float()
-    values_bl = values.reshape(-1, blocks_ngl.shape[2])
+    factor_n = torch.ldexp(torch.ones_like(exponent_n, dtype=torch.float64), exponent_n)
+    return _short(values, blocks_ngl.shape[2]), factor_n
+
+
+def _short(values: Tensor, length: int) -> Tensor:
+    """`[b, l]`: the values in blocks."""
+    values_bl = values.reshape(-1, length)
     if len(values_bl) > values_bl.shape[1]:
         # many short blocks: neighbours in memory share an entry's place, which vectorises
         values_bl = values_bl.t().contiguous().t()
-    return values_bl, exponent_n
+    return values_bl
 
 
 @final
@@ -91,14 +109,19 @@ class Result:
             torch.ones(n, dtype=torch.float32, device=weight_nk.device),
         )
 
-    def put(self, rows: slice, codes_bl: Tensor, scales: Scales, exponent_n: Tensor) -> None:
-        """Fill in `rows`; `codes` are whole numbers of any dtype."""
-        self.codes_nk[rows] = codes_bl.reshape(self.codes_nk[rows].shape).to(self.codes_nk.dtype)
-        self.scales_ng[rows] = scales.scale_b.view(len(exponent_n), -1)
-        self.offsets_ng[rows] = scales.offset_b.view(len(exponent_n), -1)
-        self.factors_n[rows] = torch.ldexp(
-            torch.ones_like(exponent_n, dtype=torch.float64), exponent_n
-        ).float()
+    def put(self, rows: slice, points_bl: Tensor, scales: Scales, factor_n: Tensor) -> None:
+        """Fill in `rows`; `points` are those of the format, in any dtype."""
+        points_nk = points_bl.reshape(self.codes_nk[rows].shape).to(torch.float32)
+        self.codes_nk[rows] = self.spec.codes.encode(points_nk)
+        scale_ng = scales.scale_b.view(len(factor_n), -1)
+        factor_n = factor_n.float()
+        if self.spec.one_factor and not self.spec.tensor_scale:
+            # powers of two, all three
+            scale_ng = scale_ng * factor_n.unsqueeze(1)
+            factor_n = torch.ones_like(factor_n)
+        self.scales_ng[rows] = scale_ng
+        self.offsets_ng[rows] = scales.offset_b.view(len(factor_n), -1)
+        self.factors_n[rows] = factor_n
 
     def finish(self) -> QuantizedTensor:
         spec = self.spec
@@ -108,6 +131,6 @@ class Result:
             spec,
             self.codes_nk,
             self.factors_n,
-            self.scales_ng.to(spec.scale_dtype),
+            spec.scales.stored(self.scales_ng).to(spec.scale_dtype),
             None if spec.symmetric else self.offsets_ng.to(spec.scale_dtype),
         )

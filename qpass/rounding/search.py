@@ -19,6 +19,7 @@ from torch import Tensor
 from qpass.rounding.grid import Grid, Scales, columns, nearest_codes, squared_error
 
 COARSE_TRIALS = 8
+WIDER_TRIALS = 4
 FINE_MOVES = (1 / 4, 1 / 10)
 REFITS = 3
 # an end that gives up more than this keeps too little of the block
@@ -55,11 +56,12 @@ class _Best:
         self.error_b = torch.where(better_b, error_b, self.error_b)
 
 
-def _reach(length: int, levels: int) -> float:
+def _reach(length: int, levels: float) -> float:
     """The largest part of a block's range worth clipping.
 
     Clipping a part `c` of the range R off one entry costs `(c R)^2`; it can gain at most the
-    rounding error without it, about `length * (R / levels)^2 / 12`.
+    rounding error without it, about `length * (R / levels)^2 / 12`. Of an uneven format, the
+    widest gap counts.
     """
     return min(WIDEST_CLIP, math.sqrt(length / 12) / levels)
 
@@ -70,12 +72,19 @@ def _symmetric(values_bl: Tensor, grid: Grid) -> _Best:
     zero_b = torch.zeros_like(extreme_b)
     # the side with one more level may face either way
     tops = [extreme_b.abs() / grid.high]
-    if -grid.low > grid.high:
+    if -grid.low > grid.high and grid.scales.signed:
         tops.append(extreme_b / grid.low)
     best = _Best.start(values_bl, grid, Scales(grid.stored(tops[0]), zero_b))
-    reach = _reach(values_bl.shape[1], grid.high)
-    for trial in range(COARSE_TRIALS + 1):
-        keep = 1 - reach * trial / COARSE_TRIALS
+    reach = _reach(values_bl.shape[1], grid.high / grid.points.gap)
+    keeps = [1 - reach * trial / COARSE_TRIALS for trial in range(COARSE_TRIALS + 1)]
+    if not grid.even:
+        # the last gap of an uneven format is wide: the second largest point may serve the extreme
+        room = grid.high / grid.points.magnitudes[1] - 1
+        keeps += [1 + room * trial / WIDER_TRIALS for trial in range(1, WIDER_TRIALS + 1)]
+    if grid.scales.one_factor:
+        # far apart: the nearest may clip more than is worth it
+        best.offer(Scales(grid.scales.stored_above(tops[0]), zero_b))
+    for keep in keeps:
         for top_b in tops:
             best.offer(Scales(grid.stored(keep * top_b), zero_b))
     for move in FINE_MOVES:

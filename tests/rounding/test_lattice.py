@@ -10,6 +10,8 @@ from qpass.rounding import ROUNDINGS
 Q4_1 = QuantSpec("int4", 32, scale_format="float16", symmetric=False)
 Q4_0 = QuantSpec("int4", 32, scale_format="float16")
 Q8_0 = QuantSpec("int8", 32, scale_format="float16")
+MXFP4 = QuantSpec("e2m1", 32, scale_format="e8m0")
+NVFP4 = QuantSpec("e2m1", 16, scale_format="e4m3", tensor_scale=True)
 INT8_ASYMMETRIC = QuantSpec("int8", 32, scale_format="float16", symmetric=False)
 
 
@@ -84,9 +86,53 @@ def test_asymmetric_bytes_that_use_every_level():
     assert exact((d * q + m).view(n, -1), INT8_ASYMMETRIC)
 
 
+def some(spec: QuantSpec, n: int, k: int, seed: int) -> Tensor:
+    """Random points of a format."""
+    points = spec.codes.decode(spec.codes.codes())
+    generator = torch.Generator().manual_seed(seed)
+    return points[torch.randint(0, len(points), (n, k), generator=generator)]
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-5, 1.0, 777.0, 1e30])
+@pytest.mark.parametrize("fmt", ["e2m1", "e4m3", "int4"])
+def test_blocks_with_powers_of_two_as_scales(fmt: str, magnitude: float):
+    spec = QuantSpec(fmt, 32, scale_format="e8m0")
+    scales = spec.scales.stored(magnitude * (0.01 + random(24, 6, 1, seed=2)))
+    w = (scales * some(spec, 24, 192, 3).view(24, 6, 32)).view(24, -1)
+    w[5] = 0
+    w[6, 32:64] = 0
+    assert exact(w, spec)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 0.0123, 1.0, 1e25])
+@pytest.mark.parametrize("largest", [448.0, 416.0, 3.25])
+@pytest.mark.parametrize("fmt", ["e2m1", "int4", "int8"])
+def test_blocks_with_a_factor_of_the_tensor(fmt: str, largest: float, factor: float):
+    spec = QuantSpec(fmt, 16, scale_format="e4m3", tensor_scale=True)
+    scales = spec.scales.stored(largest * (0.1 + 0.9 * random(24, 12, 1, seed=2)))
+    scales[3, 4] = largest
+    w = (scales * some(spec, 24, 192, 3).view(24, 12, 16)).view(24, -1)
+    w[5] = 0
+    assert exact(w * torch.tensor(factor), spec)
+
+
+def test_a_matrix_next_to_such_blocks_gets_the_plain_factor():
+    w = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    q = ROUNDINGS["nearest"].round(w, NVFP4, {})
+    assert torch.equal(q.row_scales_n, (w.abs().max() / (6 * 448)).expand(8))
+
+
+@pytest.mark.parametrize("fmt", ["e2m1", "e4m3", "int2", "int3"])
+def test_rows_of_points(fmt: str):
+    spec = QuantSpec(fmt)
+    d = 0.01 + random(24, 1, seed=4)
+    assert exact(d * some(spec, 24, 192, 5), spec)
+
+
 def test_rounding_twice_is_rounding_once():
     w = torch.randn(16, 192, generator=torch.Generator().manual_seed(1))
-    for spec in (Q4_1, Q4_0, Q8_0, QuantSpec("int8"), QuantSpec("int4")):
+    small = [QuantSpec("int2"), QuantSpec("int3", 64, scale_format="bfloat16"), MXFP4, NVFP4]
+    for spec in (Q4_1, Q4_0, Q8_0, QuantSpec("int8"), QuantSpec("int4"), *small):
         assert exact(ROUNDINGS["nearest"].round(w, spec, {}).dequantize(torch.float32), spec), spec
 
 

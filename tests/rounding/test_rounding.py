@@ -1,5 +1,7 @@
 """Every registered rounding: valid codes, deterministic, never worse than the plain scale."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,16 @@ SPECS = [
     QuantSpec("int8", "tensor", symmetric=False),
     QuantSpec("int8", 32, scale_format="float16", symmetric=False),
     QuantSpec("int8", 32, scale_format="float16"),
+    QuantSpec("int3", 64, scale_format="float16"),
+    QuantSpec("int2", 32, scale_format="float16", symmetric=False),
+    QuantSpec("int2", 64, scale_format="float16"),
+    QuantSpec("int4", 32, scale_format="bfloat16"),
+    QuantSpec("e2m1", "channel"),
+    QuantSpec("e2m1", 32, scale_format="e8m0"),
+    QuantSpec("e2m1", 16, scale_format="e4m3", tensor_scale=True),
+    QuantSpec("e4m3", "channel"),
+    QuantSpec("e4m3", 32, scale_format="e8m0"),
+    QuantSpec("int8", "tensor", scale_format="e8m0"),
 ]
 EACH_SPEC = pytest.mark.parametrize("spec", SPECS, ids=str)
 # sums of squares are compared in float64, but were minimised in float32
@@ -43,17 +55,24 @@ def plain_error(w: Tensor, spec: QuantSpec) -> Tensor:
     """The squared error of each row with scales from the plain ends, written independently."""
     n, k = w.shape
     blocks = w.reshape(1, 1, n * k) if spec.block == "tensor" else w.reshape(n, spec.groups(k), -1)
-    low, high = int(spec.codes.low), int(spec.codes.high)
+    low, high = spec.codes.low, spec.codes.high
+    factor = w.abs().max() / (high * spec.scales.top) if spec.tensor_scale else 1.0
+    blocks = blocks / factor
     stored = lambda x: x.to(spec.scale_dtype).double()  # noqa: E731
-    if spec.symmetric:
+    if spec.scale_format == "e8m0":
+        # what the specification of the MX formats says
+        largest = blocks.abs().amax(-1, keepdim=True)
+        scale = 2.0 ** (largest.log2().floor() - math.floor(math.log2(high)))
+        offset = torch.zeros_like(scale)
+    elif spec.symmetric:
         scale = stored(blocks.abs().amax(-1, keepdim=True) / high)
         offset = torch.zeros_like(scale)
     else:
         ends = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
         scale = stored((ends[1] - ends[0]) / (high - low))
         offset = stored(ends[0] - scale * low)
-    codes = ((blocks - offset) / scale).round().clamp(low, high)
-    return ((codes * scale + offset - blocks) ** 2).sum((1, 2))
+    points = spec.codes.decode(spec.codes.encode((blocks - offset) / scale)).double()
+    return ((points * scale + offset - blocks) ** 2).sum((1, 2)) * factor**2
 
 
 @EACH
@@ -65,8 +84,7 @@ def test_codes_are_valid_and_errors_below_half_a_step(
     w = random_weight(9, 192, 1, tails=tails)
     q = rounding.round(w, spec, stats(192))
     assert q.shape == (9, 192)
-    assert q.codes_nk.min() >= spec.codes.low
-    assert q.codes_nk.max() <= spec.codes.high
+    assert torch.isin(q.codes_nk, spec.codes.codes()).all()
     again = rounding.round(w, spec, stats(192))
     assert torch.equal(q.codes_nk, again.codes_nk)
     assert torch.equal(q.row_scales_n, again.row_scales_n)
@@ -94,6 +112,9 @@ def test_clipping_pays_where_rows_are_long():
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_no_magnitude_loses_precision(spec: QuantSpec, magnitude: float):
     w = random_weight(6, 64, 5)
+    if spec.scale_format == "e8m0":
+        # powers of two follow no other factor
+        magnitude = 2.0 ** round(math.log2(magnitude))
     error = [
         torch.linalg.vector_norm(
             ROUNDINGS["nearest"].round(v, spec, {}).dequantize(torch.float64) - v
