@@ -25,6 +25,7 @@ from qpass.errors import BadInput, CaptureFailed, QpassError, StateError, Unsupp
 from qpass.ir import Note, Program, read, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose, held_by_cache
+from qpass.plan.fits import admitted
 from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
 from qpass.quantize.linears import QuantizeLinears
@@ -219,6 +220,7 @@ def _within(plan: Plan, program: Program) -> Plan:
     return replace(
         plan,
         rotated=tuple(r for r in plan.rotated if r.region in free),
+        changed=admitted(program, plan, held_by_cache(program)),
         paired=tuple(p for p in plan.paired if not regions.keys().isdisjoint(p.turned)),
         online=tuple(o for o in plan.online if o.site in sites),
         quantized=tuple(q for q in plan.quantized if q.site in sites),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Protocol, final
 
 import torch
@@ -12,15 +13,22 @@ from torch import Tensor
 
 from qpass.errors import ContractBroken
 
+# 1, -1 for the inverse transpose, or the exponent of a positive diagonal change
+Power = int | Fraction
+
 
 class Basis(Protocol):
-    """An orthogonal basis change, hashable by what it is rather than by its numbers."""
+    """A basis change, hashable by what it is rather than by its numbers."""
 
     @property
     def width(self) -> int: ...
 
-    def turn(self, x_rhn: Tensor, *, inverse: bool) -> Tensor:
-        """`x @ R` for each head, or `x @ R.T` if `inverse`, in float64; one R may serve all."""
+    def turn(self, x_rhn: Tensor, *, inverse: bool = False, power: Power = 1) -> Tensor:
+        """`x @ T^power` for each head, or undone if `inverse`, in float64; one T may serve all.
+
+        A power of -1 stands for the inverse transpose, so orthogonal changes ignore it; any other
+        is one of positive diagonals.
+        """
         ...
 
 
@@ -193,27 +201,31 @@ class AddProduct(Step):
 @final
 @dataclass(frozen=True, slots=True)
 class ChangeBasis(Step):
-    """Multiply the coordinates of `block` on `axis` by an orthogonal basis change.
+    """Multiply the coordinates of `block` on `axis` by a power of a basis change.
 
-    Writers and readers alike multiply by R (see `qpass.rotations.base`); `inverse` multiplies by
-    its transpose instead.
+    Writers multiply by T and readers by its inverse transpose, the power -1, which for orthogonal
+    changes is T again (see `qpass.rotations.base`). `inverse` undoes the same.
     """
 
     basis: Basis
     axis: int
     block: Block
     inverse: bool = False
+    power: Power = 1
 
     def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
         moved = torch.movedim(_given(weight), self.axis, -1)
         at_rhn = self.block.indices()
         if at_rhn.numel() == moved.shape[-1] == self.block.width:
             # the whole axis in order, the usual case: nothing to gather or to keep
-            out = self.basis.turn(moved.unsqueeze(-2), inverse=self.inverse).squeeze(-2)
+            out = self._turn(moved.unsqueeze(-2)).squeeze(-2)
             return torch.movedim(out, -1, self.axis)
         out = moved.clone(memory_format=torch.contiguous_format)
-        out[..., at_rhn] = self.basis.turn(moved[..., at_rhn], inverse=self.inverse)
+        out[..., at_rhn] = self._turn(moved[..., at_rhn])
         return torch.movedim(out, -1, self.axis)
+
+    def _turn(self, x_rhn: Tensor) -> Tensor:
+        return self.basis.turn(x_rhn, inverse=self.inverse, power=self.power)
 
 
 def _given(weight: Tensor | None) -> Tensor:

@@ -10,14 +10,16 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, cast, final
 
 from qpass.errors import BadInput, UnknownName, expect, expect_type
 from qpass.formats import QuantSpec
+from qpass.plan.numbers import load_numbers, save_numbers
 from qpass.plan.recipe import Recipe, Role
-from qpass.rotations import ROTATIONS, Transform
+from qpass.rotations import ROTATIONS, Element, Group, Transform
+from qpass.rotations.numbers import ORTHOGONAL, PERMUTATION
 from qpass.rounding import ROUNDINGS
 
 PLAN_VERSION = 1
@@ -31,7 +33,27 @@ class Rotated:
     """A region whose values change basis; the weights around it absorb the change."""
 
     region: str
-    transform: Transform
+    transform: Transform | Element
+
+    def __post_init__(self) -> None:
+        given = self.transform
+        if isinstance(given, Element) and given.kind not in (ORTHOGONAL, PERMUTATION):
+            raise BadInput(
+                f"{self.region}: a {given.kind} element does not rotate; give it as a change"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A region of a group other than the orthogonal ones, and the element by which it changes.
+
+    `region` is named as the analysis for `group` does, after what is rotated has been.
+    """
+
+    region: str
+    group: Group
+    element: Element
 
 
 @final
@@ -101,12 +123,20 @@ class Plan:
     quantized: tuple[Quantized, ...] = ()
     declined: tuple[Declined, ...] = ()
     paired: tuple[Paired, ...] = ()
+    changed: tuple[Changed, ...] = ()
 
     def __post_init__(self) -> None:
         set_once = object.__setattr__
+        for where, choice in (
+            *((o.site, o.transform) for o in self.online),
+            *((p.region, p.transform) for p in self.paired),
+        ):
+            claim = isinstance(cast("object", choice), Transform)
+            expect(claim, where, choice, "a transform by name, as it runs with the model")
         set_once(self, "rotated", _sorted("rotated", self.rotated, lambda r: r.region))
         set_once(self, "online", _sorted("online", self.online, lambda o: o.site))
         set_once(self, "paired", _sorted("paired", self.paired, lambda p: p.region))
+        set_once(self, "changed", _sorted("changed", self.changed, _by_group))
         set_once(self, "quantized", _sorted("quantized", self.quantized, lambda q: q.site))
         set_once(self, "declined", tuple(sorted(self.declined, key=lambda d: (d.where, d.why))))
 
@@ -115,12 +145,39 @@ class Plan:
         return {
             "version": PLAN_VERSION,
             "recipe": self.recipe.table(),
-            "rotated": [asdict(entry) for entry in self.rotated],
+            "rotated": [
+                {"region": entry.region, "transform": transform_table(entry.transform)}
+                for entry in self.rotated
+            ],
             "online": [asdict(entry) for entry in self.online],
             "quantized": [entry.table() for entry in self.quantized],
             "declined": [asdict(entry) for entry in self.declined],
             **({"paired": [asdict(entry) for entry in self.paired]} if self.paired else {}),
+            **(
+                {"changed": [_changed_table(entry) for entry in self.changed]}
+                if self.changed
+                else {}
+            ),
         }
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """What the plan holds by its numbers, each once."""
+        given = [r.transform for r in self.rotated if isinstance(r.transform, Element)]
+        return tuple(dict.fromkeys((*given, *(c.element for c in self.changed))))
+
+    def filled(self, elements: Mapping[str, Element]) -> Plan:
+        """The same plan with the numbers of its elements, by digest."""
+        return replace(
+            self,
+            rotated=tuple(
+                replace(r, transform=elements[r.transform.digest])
+                if isinstance(r.transform, Element)
+                else r
+                for r in self.rotated
+            ),
+            changed=tuple(replace(c, element=elements[c.element.digest]) for c in self.changed),
+        )
 
     def json(self) -> str:
         """Text that `read` takes back; equal plans give equal text."""
@@ -140,20 +197,23 @@ class Plan:
             tuple({q.site: q for q in (*other.quantized, *self.quantized)}.values()),
             tuple({*self.declined, *other.declined}),
             tuple({p.region: p for p in (*other.paired, *self.paired)}.values()),
+            tuple({_by_group(c): c for c in (*other.changed, *self.changed)}.values()),
         )
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """The plan in a file; one that cannot be read is a BadInput."""
+        """The plan in a file, with the numbers beside it; what cannot be read is a BadInput."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"plan {path}: cannot be read ({error})") from error
-        return Plan.read(text)
+        plan = Plan.read(text)
+        return plan.filled(load_numbers(Path(path), plan.elements)) if plan.elements else plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a file, whole or not at all."""
+        """Write the plan to a file, whole or not at all, and its numbers to one beside it."""
         target = Path(path)
+        save_numbers(target, self.elements)
         part = target.with_name(f"{target.name}.part{os.getpid()}")
         try:
             part.write_text(self.json(), encoding="utf-8")
@@ -163,7 +223,7 @@ class Plan:
 
     @staticmethod
     def read(text: str) -> Plan:
-        """The plan that `json` wrote; anything else is a BadInput."""
+        """The plan that `json` wrote, without numbers; anything else is a BadInput."""
         try:
             return _plan(json.loads(text))
         except json.JSONDecodeError as error:
@@ -187,8 +247,9 @@ def _plan(data: object) -> Plan:
         raise BadInput(f"version {version} is newer than {PLAN_VERSION}; update qpass to read it")
     expect(version == PLAN_VERSION, "version", version, str(PLAN_VERSION))
     names = ("version", *(field.name for field in fields(Plan)))
-    # plans without pairs are written as they were before there were any
-    record = _record("plan", {"paired": [], **cast("Mapping[str, object]", data)}, names)
+    # plans without these are written as they were before there were any
+    absent: Mapping[str, object] = {"paired": [], "changed": []}
+    record = _record("plan", {**absent, **cast("Mapping[str, object]", data)}, names)
     recipe = record["recipe"]
     expect(isinstance(recipe, Mapping), "recipe", recipe, "a table")
     return Plan(
@@ -198,12 +259,21 @@ def _plan(data: object) -> Plan:
         tuple(map(_quantized, _list(record, "quantized"))),
         tuple(map(_declined, _list(record, "declined"))),
         tuple(map(_paired, _list(record, "paired"))),
+        tuple(map(_changed, _list(record, "changed"))),
     )
 
 
 def _rotated(data: object) -> Rotated:
     record = _record("rotated", data, ("region", "transform"))
-    return Rotated(_text(record, "region"), _transform(record["transform"]))
+    return Rotated(_text(record, "region"), read_transform(record["transform"]))
+
+
+def _changed(data: object) -> Changed:
+    record = _record("changed", data, ("region", "group", "element"))
+    groups = [group.name for group in Group]
+    expect(record["group"] in groups, "group", record["group"], " or ".join(groups))
+    element = Element.read(_table(record, "element"))
+    return Changed(_text(record, "region"), Group[str(record["group"])], element)
 
 
 def _online(data: object) -> Online:
@@ -241,6 +311,30 @@ def _declined(data: object) -> Declined:
     return Declined(_text(record, "where"), _text(record, "why"))
 
 
+def transform_table(transform: Transform | Element) -> dict[str, object]:
+    """A transform as JSON values, which `read_transform` takes back."""
+    return transform.table() if isinstance(transform, Element) else asdict(transform)
+
+
+def read_transform(data: object) -> Transform | Element:
+    """A transform by name, or the name of an element without its numbers."""
+    if isinstance(data, Mapping) and "digest" in data:
+        return Element.read(cast("Mapping[str, object]", data))
+    return _transform(data)
+
+
+def _changed_table(entry: Changed) -> dict[str, object]:
+    return {
+        "region": entry.region,
+        "group": entry.group.name,
+        "element": entry.element.table(),
+    }
+
+
+def _by_group(entry: Changed) -> str:
+    return f"{entry.region} under {entry.group.name}"
+
+
 def _transform(data: object) -> Transform:
     record = _record("transform", data, tuple(field.name for field in fields(Transform)))
     rotation = _text(record, "rotation")
@@ -256,8 +350,12 @@ def _transform(data: object) -> Transform:
 
 
 def _spec(record: Mapping[str, object], key: str) -> QuantSpec:
+    return QuantSpec.read(_table(record, key))
+
+
+def _table(record: Mapping[str, object], key: str) -> Mapping[str, object]:
     expect(isinstance(record[key], Mapping), key, record[key], "a table")
-    return QuantSpec.read(cast("Mapping[str, object]", record[key]))
+    return cast("Mapping[str, object]", record[key])
 
 
 def _text(record: Mapping[str, object], key: str) -> str:

@@ -64,7 +64,8 @@ class SiteErrors:
         sources = base.program.sources
         for step in weight.steps[len(base.program.weights[matmul.use].steps) :]:
             if isinstance(step, ChangeBasis) and step.axis == matmul.reads:
-                x_mk = replace(step, axis=1).apply(x_mk, sources)
+                # the value changes by the inverse transpose of what its reader does
+                x_mk = replace(step, axis=1, power=-step.power).apply(x_mk, sources)
         value = weight.evaluate(sources)
         w_nk = value if matmul.reads == 1 else value.mT
         every = -(-w_nk.shape[0] // SAMPLED_CHANNELS)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.report.table import Cell, Table
-from qpass.rotations import Transform
+from qpass.rotations import Element, Transform
 
 
 def notes_table(title: str, notes: Iterable[Note]) -> Table:
@@ -27,6 +27,7 @@ def plan_table(plan: Plan) -> Table:
         ("paired", entry.region, f"{_transform(entry.transform)}: {entry.why}")
         for entry in plan.paired
     ]
+    rows += [("changed", entry.region, _transform(entry.element)) for entry in plan.changed]
     for entry in plan.quantized:
         stored = entry.weight.format
         read = "float" if entry.activation is None else entry.activation.format
@@ -35,6 +36,6 @@ def plan_table(plan: Plan) -> Table:
     return Table("plan", ("what", "where", "how"), tuple(rows))
 
 
-def _transform(transform: Transform) -> str:
+def _transform(transform: Transform | Element) -> str:
     heads = "" if transform.heads == 1 else f"{transform.heads} heads of "
     return f"{transform.rotation}, {heads}width {transform.width}"

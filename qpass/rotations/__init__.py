@@ -5,10 +5,12 @@ from qpass.rotations.base import ROTATIONS, Fast, Key, Rotation
 from qpass.rotations.elements import contains, sample
 from qpass.rotations.group import Group
 from qpass.rotations.lift import lift
+from qpass.rotations.numbers import Element
 from qpass.rotations.transform import Transform
 
 __all__ = [
     "ROTATIONS",
+    "Element",
     "Fast",
     "Group",
     "Key",

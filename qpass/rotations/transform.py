@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import final
 
 import torch
@@ -45,12 +46,15 @@ class Transform:
         u = torch.full((self.width,), self.width**-0.5, dtype=torch.float64, device="cpu")
         return lift_terms(replace(self, lifted=False).turn(u.unsqueeze(0)).squeeze(0))
 
-    def turn(self, x_rhn: Tensor, *, inverse: bool = False) -> Tensor:
+    def turn(self, x_rhn: Tensor, *, inverse: bool = False, power: int | Fraction = 1) -> Tensor:
         """`x @ R` on the last axis for each head's R, or `x @ R.T` if `inverse`, in float64.
+
+        The `power` of a site is 1 or -1, which is the same for orthogonal matrices.
 
         `x` is `[..., h, width]`; a transform of one head serves every h. Runs the fast form where
         there is one, which for wide weights is tens of times cheaper than the matrix.
         """
+        del power
         turned = [self._turn_head(x, h, inverse) for h, x in enumerate(self._by_head(x_rhn))]
         return turned[0] if self.heads == 1 else torch.stack(turned, dim=-2)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qpass.errors import Unsupported
 from qpass.ir import Block, ChangeBasis
-from qpass.rotations import Transform
+from qpass.plan.plan import read_transform, transform_table
+from qpass.rotations import Element, Transform
 
 
 @final
@@ -168,7 +169,7 @@ def write_doors(doors: Iterable[Door]) -> dict[str, object]:
         return " ".join(found)
 
     rows = {door.module: [side(door.ins), side(door.outs)] for door in doors}
-    return {"doors": rows, "changes": [dataclasses.asdict(change) for change in changes]}
+    return {"doors": rows, "changes": [_change_table(change) for change in changes]}
 
 
 def read_doors(table: Mapping[str, object]) -> tuple[Door, ...]:
@@ -187,6 +188,25 @@ def read_doors(table: Mapping[str, object]) -> tuple[Door, ...]:
     return tuple(Door(path, side(rows[path][0]), side(rows[path][1])) for path in sorted(rows))
 
 
+def _change_table(change: Change) -> dict[str, object]:
+    bases = [
+        {
+            "basis": transform_table(_transform(step)),
+            "axis": step.axis,
+            "block": dataclasses.asdict(step.block),
+            "inverse": step.inverse,
+        }
+        for step in change.bases
+    ]
+    rest = {"gain": change.gain, "bias": change.bias, "unclear": change.unclear}
+    return {"bases": bases, **rest}
+
+
+def _transform(step: ChangeBasis) -> Transform | Element:
+    assert isinstance(step.basis, Transform | Element)
+    return step.basis
+
+
 def _read_change(table: Mapping[str, Any]) -> Change:
     bases = tuple(_read_basis(step) for step in table["bases"])
     return Change(bases, table["gain"], table["bias"], table["unclear"])
@@ -196,4 +216,4 @@ def _read_basis(step: Mapping[str, Any]) -> ChangeBasis:
     block = step["block"]
     sizes, strides = tuple(block["sizes"]), tuple(block["strides"])
     place = Block(block["offset"], sizes, strides, block["head"])
-    return ChangeBasis(Transform(**step["basis"]), step["axis"], place, step["inverse"])
+    return ChangeBasis(read_transform(step["basis"]), step["axis"], place, step["inverse"])

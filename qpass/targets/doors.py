@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 import torch
 from torch import fx
 
-from qpass.analyze import MOVES, Matmul, Region, Role, find_matmuls, find_regions
+from qpass.analyze import MOVES, Matmul, Region, Role, by_name, find_matmuls, find_regions
 from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, ScaleAxis, Weight, Zeros, read
-from qpass.plan import Paired
-from qpass.rotations import Group, Transform
+from qpass.plan import Changed, Paired
+from qpass.rotations import Element, Group, Transform
 from qpass.targets.changes import DIFFER, OPEN, SAME, Carried, Change, Door
 from qpass.transform.fold_scales import Scale, find_scale
 from qpass.transform.insert_pairs import find_placements
@@ -24,6 +24,7 @@ _ROWS = (aten.reshape.default, aten.view.default, aten.to.dtype, aten.contiguous
 
 _MOVED = Change(unclear="the gain of a norm moved through it")
 _SCALED = Change(unclear="the gain behind it moved into it")
+_GIVEN = Change(unclear="it is scaled, permuted or mixed by numbers of the plan")
 _INNER = Change(unclear="its basis changed on a part of an inner axis")
 
 
@@ -43,10 +44,15 @@ def is_folded(before: Weight, after: Weight | None) -> bool:
 
 
 def find_doors(
-    before: Program, after: Program, *, generation: int, paired: Iterable[Paired] = ()
+    before: Program,
+    after: Program,
+    *,
+    generation: int,
+    paired: Iterable[Paired] = (),
+    changed: Iterable[Changed] = (),
 ) -> tuple[Door, ...]:
     """The doors of every module that computes something, by path; the root's path is empty."""
-    changes = find_changes(before, after, generation=generation, paired=paired)
+    changes = find_changes(before, after, generation=generation, paired=paired, changed=changed)
     inside: dict[str, set[fx.Node]] = {}
     for node in before.graph.nodes:
         if node.op == "call_function":
@@ -65,11 +71,16 @@ def find_doors(
 
 
 def find_changes(
-    before: Program, after: Program, *, generation: int, paired: Iterable[Paired] = ()
+    before: Program,
+    after: Program,
+    *,
+    generation: int,
+    paired: Iterable[Paired] = (),
+    changed: Iterable[Changed] = (),
 ) -> dict[str, Change]:
     """The change of each value of `after` that is not what it was, by name.
 
-    `paired` are the regions of which a part turned.
+    `paired` are the regions of which a part turned, `changed` those that did more than turn.
     """
     lost: dict[str, str] = {}
     for use, owner in before.owners.items():
@@ -84,9 +95,14 @@ def find_changes(
     # regions were chosen when norms had been folded and before transforms were inserted
     folded = before.clone()
     folded.weights = {use: after.weights.get(use, weight) for use, weight in before.weights.items()}
-    changes.turn(folded)
+    given = tuple(changed)
+    changes.turn(folded, {choice.element for choice in given})
     for choice in paired:
         changes.turn_parts(folded, choice)
+    for group in dict.fromkeys(choice.group for choice in given):
+        regions = by_name(find_regions(folded, group))
+        named = [regions[c.region] for c in given if c.group is group]
+        changes.found |= {span.value: _GIVEN for region in named for span in region.spans}
     return changes.found
 
 
@@ -157,11 +173,14 @@ class _Changes:
                         else _MOVED
                     )
 
-    def turn(self, folded: Program) -> None:
-        """Record which values are in another basis, by the weights that write them."""
+    def turn(self, folded: Program, given: Collection[Element]) -> None:
+        """Record which values are in another basis, by the weights that write them.
+
+        Weights have absorbed the elements `given`, too.
+        """
         for group in (Group.ORTHOGONAL, Group.ORTHOGONAL_ONES):
             for region in find_regions(folded, group):
-                basis = _basis(folded, region) if region.free else None
+                basis = _basis(folded, region, given) if region.free else None
                 if basis is not None:
                     for span in region.spans:
                         self._turn(span.value, span.axis, region, basis)
@@ -184,7 +203,7 @@ class _Changes:
                 axis = len(read.shape(self._nodes[name])) - 1
                 self._turn(name, axis, region, choice.transform)
 
-    def _turn(self, value: str, axis: int, region: Region, basis: Transform) -> None:
+    def _turn(self, value: str, axis: int, region: Region, basis: Transform | Element) -> None:
         known = self.found.get(value, SAME)
         if known.unclear is not None:
             return
@@ -237,15 +256,18 @@ class _Changes:
         return axis == len(shape) - 1 and shape[-1] == region.width
 
 
-def _basis(folded: Program, region: Region) -> Transform | None:
-    """The transform that the weights which write a region have absorbed, or None."""
-    found: set[Transform] = set()
+def _basis(
+    folded: Program, region: Region, given: Collection[Element]
+) -> Transform | Element | None:
+    """What the weights which write a region have turned by, apart from `given`, or None."""
+    found: set[Transform | Element] = set()
     for site in region.sites:
         # what a reader absorbed may be the inverse of a transform that runs with the model
         for step in folded.weights[site.use].steps if site.role is Role.WRITES else ():
             if isinstance(step, ChangeBasis) and (step.axis, step.block) == (site.axis, site.block):
-                assert isinstance(step.basis, Transform)
+                assert isinstance(step.basis, Transform | Element)
                 found.add(step.basis)
+    found -= set(given)
     assert len(found) <= 1, f"{region.name}: is written in {len(found)} bases"
     return found.pop() if found else None
 

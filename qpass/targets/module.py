@@ -61,7 +61,9 @@ def write_back(
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
     generation = len(done.plans)
-    doors = find_doors(before, after, generation=generation, paired=plan.paired)
+    doors = find_doors(
+        before, after, generation=generation, paired=plan.paired, changed=plan.changed
+    )
     record = replace(
         done,
         plans=(*done.plans, plan),

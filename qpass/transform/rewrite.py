@@ -10,6 +10,7 @@ from qpass.analyze import by_name, find_gain, rotatable_regions
 from qpass.errors import ContractBroken
 from qpass.ir import Check, Note, Pass, Program, run_passes
 from qpass.plan import Declined, Plan
+from qpass.transform.change_regions import ChangeRegions
 from qpass.transform.fold_norms import FoldNorms, scaled_value
 from qpass.transform.fold_scales import FoldScales
 from qpass.transform.insert_online import InsertOnline
@@ -84,18 +85,20 @@ def carry_out(
 
 
 def rewrite(program: Program, plan: Plan, check: Check | None = None) -> Rewritten:
-    """Rotate regions, in part where they are paired, and insert transforms in front of products.
+    """Rotate and change regions, some only in part, and insert transforms in front of products.
 
     When `check` refuses a whole group of choices, its halves are tried apart, so that one bad
     region does not cost the others.
     """
     after, rotated, notes = _apply(program, plan.rotated, RotateRegions, check)
+    after, changed, behind = _apply(after, plan.changed, ChangeRegions, check)
     after, paired, between = _apply(after, plan.paired, InsertPairs, check)
     after, online, more = _apply(after, plan.online, InsertOnline, check)
     undone = tuple(
         Declined(name, "its transform was undone: the outputs moved")
         for name in (
             *(r.region for r in plan.rotated if r not in rotated),
+            *(c.region for c in plan.changed if c not in changed),
             *(p.region for p in plan.paired if p not in paired),
             *(o.site for o in plan.online if o not in online),
         )
@@ -103,11 +106,12 @@ def rewrite(program: Program, plan: Plan, check: Check | None = None) -> Rewritt
     kept = replace(
         plan,
         rotated=rotated,
+        changed=changed,
         paired=paired,
         online=online,
         declined=(*plan.declined, *undone),
     )
-    return Rewritten(after, kept, (*notes, *between, *more))
+    return Rewritten(after, kept, (*notes, *behind, *between, *more))
 
 
 def _apply(
