@@ -14,9 +14,17 @@ from qpass.registry import Registry
 
 
 class Statistic(enum.Enum):
-    """What calibration measures of a layer's inputs `x`, `[tokens, k]`."""
+    """What calibration measures of a product `y = x @ w.T`; `x [tokens, k]`, `y [tokens, n]`.
+
+    `x` are the inputs that the product will see: those of the model as it is quantized so far. All
+    sums run over the same tokens, and tokens may be weighted, each alike in every sum.
+    """
 
     HESSIAN = "x.T @ x, float64 [k, k]"
+    HELD_HESSIAN = "x.T @ x of a fixed half of the samples, float64 [k, k]: a part of HESSIAN"
+    CROSS = "x_float.T @ x, float64 [k, k]; x_float are the same inputs in the float model"
+    OUTPUT_HESSIAN = "g.T @ g, float64 [n, n]; g are the gradients of the model's loss to y"
+    SAMPLES = "some hundreds of rows of x, the same ones each time, float32 [rows, k]"
 
 
 Stats = Mapping[Statistic, Tensor]

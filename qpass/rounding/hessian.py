@@ -1,0 +1,170 @@
+"""What changing a row of a weight costs: the quadratic form of the output error, made safe to use.
+
+A change `d [k]` of a row moves the outputs by `x d`, whose squares sum to `d H d` with
+`H = sum x x^T`. H comes from finitely many samples: between directions that they hardly saw it is
+noise, and roundings that trust it lose on other inputs. Its off-diagonal entries are shrunk
+towards zero by the factor that costs least on samples that were held out.
+
+Shapes: k columns of the weight, p probes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qpass.errors import BadInput
+from qpass.rounding.base import Statistic, Stats
+
+SHRINKAGES = (0.01, 0.03, 0.1, 0.3)
+# used where no samples were held out
+DEFAULT_SHRINKAGE = 0.03
+# inputs that were (almost) never seen count this much of the mean
+QUIETEST = 1e-4
+PROBES = 64
+BLOCK = 128
+# entries are sums in float64, perhaps of float32 numbers
+NOISE = 1e-5
+
+
+def second_moments(stats: Stats, statistic: Statistic, width: int) -> Tensor:
+    """A checked `[width, width]` sum of outer products, float64 and exactly symmetric."""
+    h_kk = square(stats, statistic, width)
+    diagonal_k = h_kk.diagonal()
+    # of a positive semi-definite matrix, |h_ij| <= sqrt(h_ii h_jj)
+    limit_k = diagonal_k.clamp_min(0).sqrt()
+    slack = NOISE * float(diagonal_k.abs().max()) if width else 0.0
+    lopsided = bool(((h_kk - h_kk.T).abs() > slack).any())
+    indefinite = bool((h_kk.abs() > limit_k.unsqueeze(1) * limit_k + slack).any())
+    if lopsided or indefinite:
+        what = "symmetric" if lopsided else "positive semi-definite"
+        raise BadInput(f"{statistic.name} is not {what}: it must be a sum {statistic.value}")
+    return (h_kk + h_kk.T) / 2
+
+
+def square(stats: Stats, statistic: Statistic, width: int) -> Tensor:
+    """A checked `[width, width]` statistic in float64."""
+    if (found := stats.get(statistic)) is None:
+        raise BadInput(f"{statistic.name} is missing: pass calibration data")
+    if tuple(found.shape) != (width, width):
+        raise BadInput(
+            f"{statistic.name} has shape {tuple(found.shape)}, expected {(width, width)}: "
+            "it was measured at another product"
+        )
+    if not bool(found.isfinite().all()):
+        raise BadInput(
+            f"{statistic.name} has a NaN or an infinity: the calibration data or the model "
+            "overflows; run the model in float32 on it"
+        )
+    return found.detach().double()
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """`H = U diag(pivots) U^T` with an upper triangular U whose diagonal is 1.
+
+    Rounding columns in order, column i should make up for what the earlier ones lost by
+    `sum_{j<i} U_ji` times their losses; what it loses itself then costs `pivots_i`.
+    """
+
+    upper_kk: Tensor
+    pivots_k: Tensor
+
+
+def curvature(stats: Stats, width: int, shrinkage: float | None = None) -> Tensor:
+    """The shrunk, positive definite `[width, width]` Hessian of a row, float64 of mean diagonal 1.
+
+    Without a `shrinkage` given, the best one of held-out samples is taken, where there are any.
+    """
+    h_kk = second_moments(stats, Statistic.HESSIAN, width)
+    if Statistic.HELD_HESSIAN in stats and width:
+        held_kk = second_moments(stats, Statistic.HELD_HESSIAN, width)
+        fit_kk = h_kk - held_kk
+        if shrinkage is None:
+            shrinkage = best_shrinkage(fit_kk, held_kk)
+        h_kk.diagonal().copy_(_smooth(fit_kk.diagonal(), held_kk.diagonal()))
+    return shrunk(h_kk, DEFAULT_SHRINKAGE if shrinkage is None else shrinkage)
+
+
+def _smooth(fit_k: Tensor, held_k: Tensor) -> Tensor:
+    """The sum of two halves of a diagonal, moved towards its mean by the part that is noise.
+
+    The halves' difference says how much of the spread between columns is (James-Stein).
+    """
+    sum_k = fit_k + held_k
+    mean = sum_k.mean()
+    noise = ((fit_k - held_k) / sum_k.clamp_min(torch.finfo(torch.float64).tiny)).square().mean()
+    spread = (sum_k / mean - 1).square().mean()
+    return torch.lerp(
+        sum_k, mean.expand_as(sum_k), float((noise / spread).nan_to_num(0).clamp(max=1))
+    )
+
+
+def shrunk(h_kk: Tensor, shrinkage: float) -> Tensor:
+    """H with its off-diagonal entries times `1 - shrinkage`, over the mean of its diagonal."""
+    diagonal_k = h_kk.diagonal()
+    mean = float(diagonal_k.mean()) if len(diagonal_k) else 0.0
+    if not mean > 0:
+        return torch.eye(len(h_kk), dtype=h_kk.dtype, device=h_kk.device)
+    safe_kk = h_kk * ((1 - shrinkage) / mean)
+    safe_kk.diagonal().copy_((diagonal_k / mean).clamp_min(QUIETEST))
+    return safe_kk
+
+
+def best_shrinkage(fit_kk: Tensor, held_kk: Tensor) -> float:
+    """Which shrinkage of one half of the samples costs least on the other; 1 is no feedback.
+
+    With errors `e` that rounding leaves at each column, independent and of one size, feedback by
+    `U` changes the weight by `e U^-1`; that is weighed with the Hessian of the other half.
+    """
+    k = len(fit_kk)
+    generator = torch.Generator().manual_seed(k)
+    signs_pk = 2.0 * torch.randint(0, 2, (PROBES, k), generator=generator) - 1
+    signs_pk = signs_pk.to(fit_kk.device)
+    halves = fit_kk.float(), held_kk.float()
+    costs = {1.0: sum(_cost(signs_pk, other) for other in halves)}
+    for shrinkage in SHRINKAGES:
+        cost = 0.0
+        for mine, other in (halves, halves[::-1]):
+            factor = factored(shrunk(mine, shrinkage))
+            change_pk = torch.linalg.solve_triangular(
+                factor.upper_kk, signs_pk, upper=True, left=False, unitriangular=True
+            )
+            cost += _cost(change_pk, other)
+        costs[shrinkage] = cost
+    return min(costs, key=lambda shrinkage: costs[shrinkage])
+
+
+def _cost(change_pk: Tensor, h_kk: Tensor) -> float:
+    return float(((change_pk @ h_kk) * change_pk).double().sum())
+
+
+def factored(h_kk: Tensor) -> Factor:
+    """The factor of a positive definite H for columns in their order."""
+    # the Cholesky factor of the reversed matrix, reversed
+    root_kk = _cholesky(h_kk.flip(0, 1)).flip(0, 1)
+    diagonal_k = root_kk.diagonal().clone()
+    return Factor(root_kk / diagonal_k, diagonal_k.square())
+
+
+def _cholesky(h_kk: Tensor) -> Tensor:
+    """The lower triangular root; in blocks, so that its bits do not depend on threads."""
+    root_kk = torch.zeros_like(h_kk)
+    for start in range(0, len(h_kk), BLOCK):
+        end = start + BLOCK
+        known = root_kk[start:, :start]
+        rest = h_kk[start:, start:end] - known @ known[:BLOCK].T
+        corner, failed = torch.linalg.cholesky_ex(rest[:BLOCK])
+        if int(failed):
+            raise BadInput(
+                f"{Statistic.HESSIAN.name} is not positive semi-definite: "
+                f"it must be a sum {Statistic.HESSIAN.value}"
+            )
+        root_kk[start:end, start:end] = corner
+        below = torch.linalg.solve_triangular(corner, rest[BLOCK:].T, upper=False)
+        root_kk[end:, start:end] = below.T
+    return root_kk

@@ -1,0 +1,90 @@
+"""The Hessian is checked, shrunk as held-out samples ask, and factored to the last bit."""
+
+import pytest
+import torch
+
+from qpass.errors import BadInput
+from qpass.formats import QuantSpec
+from qpass.rounding import ROUNDINGS, Rounding, Statistic
+from qpass.rounding.hessian import best_shrinkage, curvature, factored, shrunk
+from tests.rounding.layers import inputs, layer, statistics
+
+K = 96
+ROUNDS = 1e-12  # float64, widths of a hundred
+INFORMED = [rounding for rounding in ROUNDINGS if rounding.needs]
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 128, 129, 300])
+def test_a_factor_gives_the_hessian_back(k: int):
+    x = inputs(k, 2 * k + 1, 1)
+    h = shrunk(x.T @ x, 0.01)
+    factor = factored(h)
+    assert torch.equal(factor.upper_kk, factor.upper_kk.triu())
+    assert torch.equal(factor.upper_kk.diagonal(), torch.ones(k, dtype=torch.float64))
+    back = factor.upper_kk * factor.pivots_k @ factor.upper_kk.T
+    assert torch.allclose(back, h, rtol=0, atol=ROUNDS)
+
+
+def test_threads_do_not_change_a_bit_of_a_factor():
+    x = inputs(700, 1500, 1)
+    h = shrunk(x.T @ x, 0.01)
+    one = factored(h)
+    torch.set_num_threads(2)
+    two = factored(h)
+    torch.set_num_threads(1)
+    assert torch.equal(one.upper_kk, two.upper_kk)
+    assert torch.equal(one.pivots_k, two.pivots_k)
+
+
+def test_held_out_samples_decide_how_much_is_believed():
+    few, many = inputs(K, K // 2, 1), inputs(K, 100 * K, 1)
+    halves = lambda x: (x[1::2].T @ x[1::2], x[::2].T @ x[::2])  # noqa: E731
+    assert best_shrinkage(*halves(many)) <= 0.03
+    assert best_shrinkage(*halves(few)) >= 0.1
+    plain = inputs(K, 2 * K, 1, correlated=False)
+    assert best_shrinkage(*halves(plain)) >= 0.3
+
+
+def test_columns_without_inputs_cost_a_little():
+    x = inputs(K, 4 * K, 1)
+    x[:, 7] = 0
+    h = curvature(statistics(x, 4), K)
+    assert h[7, 7] > 0
+    assert torch.equal(h[7, :7], torch.zeros(7, dtype=torch.float64))
+    assert torch.equal(curvature(statistics(0 * x, 4), K), torch.eye(K, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rounding", INFORMED, ids=lambda r: r.name)
+def test_statistics_that_cannot_be_are_refused(rounding: Rounding):
+    w, spec = layer(8, K, 300, 1), QuantSpec("int4", 32, scale_format="float16")
+    good = dict(w.stats)
+    for statistic in sorted(rounding.needs, key=lambda s: s.name):
+        found = good[statistic]
+        broken = found.clone()
+        broken[2, 3] = torch.nan
+        absent = {key: value for key, value in good.items() if key is not statistic}
+        cases = [
+            ({**good, statistic: broken}, "NaN"),
+            ({**good, statistic: found[:, :-1]}, "shape"),
+        ]
+        if statistic is not Statistic.HELD_HESSIAN:
+            cases.append((absent, "missing"))
+        if "HESSIAN" in statistic.name:
+            cases.append(({**good, statistic: -found}, "semi-definite"))
+            lopsided = found.clone()
+            lopsided[0, 1] += found.diagonal().max()
+            cases.append(({**good, statistic: lopsided}, "symmetric"))
+        for stats, why in cases:
+            with pytest.raises(BadInput, match=f"{statistic.name}.*{why}"):
+                rounding.round(w.weight, spec, stats)
+
+
+def test_an_indefinite_hessian_with_a_plausible_diagonal_is_refused():
+    q, _ = torch.linalg.qr(inputs(K, K, 3, correlated=False))
+    values = torch.ones(K, dtype=torch.float64)
+    values[:8] = -3
+    h = q * values @ q.T
+    h = h + 3 * h.abs().max() * torch.eye(K, dtype=torch.float64) * 0
+    stats = {**layer(8, K, 300, 1).stats, Statistic.HESSIAN: h, Statistic.HELD_HESSIAN: h / 2}
+    with pytest.raises(BadInput, match="semi-definite"):
+        ROUNDINGS["gptq"].round(layer(8, K, 300, 1).weight, QuantSpec("int4"), stats)
