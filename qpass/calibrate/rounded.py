@@ -121,13 +121,14 @@ class _Run:
     def _measured(
         self, value: str, activation: QuantSpec | None, wanted: Iterable[Statistic]
     ) -> Stats:
-        found = Statistics(wanted)
+        found = Statistics(wanted, len(self._data.batches))
         # one stream may stand for both; each is advanced before its values are looked at
         reference = None if self._float is None else self._float.advance(value)
         seen = reference if self._quantized is None else self._quantized.advance(value)
         assert seen is not None
-        for x, y, kept in zip(seen, reference or seen, self._data.kept, strict=True):
-            found.add(x if activation is None else as_quantized(x, activation), y, kept)
+        rows = zip(seen, reference or seen, self._data.kept, strict=True)
+        for at, (x, y, kept) in enumerate(rows):
+            found.add(at, x if activation is None else as_quantized(x, activation), y, kept)
         return _finite(found.result(), value)
 
     def _of_shared_sites(self) -> dict[str, Stats]:
@@ -143,15 +144,17 @@ class _Run:
         }
         if not wanted:
             return {}
-        stream, found = self._stream(quantized=False), {s: Statistics(n) for s, n in wanted.items()}
+        stream, count = self._stream(quantized=False), len(self._data.batches)
+        found = {site: Statistics(needs, count) for site, needs in wanted.items()}
         for stage in self._stages:
             entries = [self._entries[m.use] for m in (*stage.products, *stage.again)]
             if not (shared := {e.site: e for e in entries if e.site in wanted}):
                 continue
-            for x, kept in zip(stream.advance(stage.value), self._data.kept, strict=True):
+            values = zip(stream.advance(stage.value), self._data.kept, strict=True)
+            for at, (x, kept) in enumerate(values):
                 for site, entry in shared.items():
                     spec = entry.activation
-                    found[site].add(x if spec is None else as_quantized(x, spec), x, kept)
+                    found[site].add(at, x if spec is None else as_quantized(x, spec), x, kept)
         return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
 
     def _stream(self, *, quantized: bool) -> Stream:

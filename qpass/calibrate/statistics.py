@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -16,54 +17,125 @@ from qpass.rounding import Statistic, Stats
 
 # rows summed in float32 at once; the sums of these are added in float64
 ROWS = 2048
+# rows that are kept as they are, of all data
+SAMPLES = 512
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What one batch adds: rows as the product reads them, and as the float model has them.
+
+    `held` are those of `seen` that are set apart to judge by, `share` how much of all data it is.
+    """
+
+    seen_mk: Tensor
+    float_mk: Tensor
+    held_mk: Tensor
+    share: float
 
 
 class Accumulator(abc.ABC):
     """One statistic, summed up over batches."""
 
     @abc.abstractmethod
-    def add(self, seen_mk: Tensor, float_mk: Tensor) -> None:
-        """Rows as the quantized product reads them, and the same rows of the float model."""
+    def add(self, rows: Rows) -> None:
+        """Count the rows of one batch."""
 
     @abc.abstractmethod
     def result(self) -> Tensor:
         """The statistic of all rows so far."""
 
 
-@final
-class Hessian(Accumulator):
-    """`x.T @ x`, float64 `[k, k]`."""
+class _Products(Accumulator):
+    """A sum of outer products."""
 
     def __init__(self) -> None:
-        self._sum: Tensor | None = None
+        self._sum_kk: Tensor | None = None
 
-    def add(self, seen_mk: Tensor, float_mk: Tensor) -> None:
-        for rows_mk in seen_mk.float().split(ROWS):
-            part_kk = (rows_mk.mT @ rows_mk).double()
-            self._sum = part_kk if self._sum is None else self._sum.add_(part_kk)
+    def _add(self, left_mk: Tensor, right_mk: Tensor) -> None:
+        if self._sum_kk is None:
+            shape = left_mk.shape[1], right_mk.shape[1]
+            self._sum_kk = torch.zeros(shape, dtype=torch.float64, device=left_mk.device)
+        for left, right in zip(left_mk.split(ROWS), right_mk.split(ROWS), strict=True):
+            self._sum_kk += left.float().mT @ right.float()
 
     def result(self) -> Tensor:
-        assert self._sum is not None
-        return self._sum
+        assert self._sum_kk is not None
+        return self._sum_kk
 
 
-ACCUMULATORS: Mapping[Statistic, Callable[[], Accumulator]] = {Statistic.HESSIAN: Hessian}
+@final
+class Hessian(_Products):
+    """`x.T @ x` of all rows."""
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.seen_mk, rows.seen_mk)
+
+
+@final
+class HeldHessian(_Products):
+    """`x.T @ x` of the rows that are set apart."""
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.held_mk, rows.held_mk)
+
+
+@final
+class Cross(_Products):
+    """`x_float.T @ x` of all rows."""
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.float_mk, rows.seen_mk)
+
+
+@final
+class Samples(Accumulator):
+    """Rows spread evenly over all data."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, rows: Rows) -> None:
+        wanted = max(1, round(SAMPLES * rows.share))
+        every = max(1, len(rows.seen_mk) // wanted)
+        self._parts.append(rows.seen_mk[::every][:wanted].float())
+
+    def result(self) -> Tensor:
+        return torch.cat(self._parts)
+
+
+ACCUMULATORS: Mapping[Statistic, Callable[[], Accumulator]] = {
+    Statistic.HESSIAN: Hessian,
+    Statistic.HELD_HESSIAN: HeldHessian,
+    Statistic.CROSS: Cross,
+    Statistic.SAMPLES: Samples,
+}
 # statistics that compare the quantized model with the float one
-COMPARING: frozenset[Statistic] = frozenset()
+COMPARING = frozenset({Statistic.CROSS})
 
 
 @final
 class Statistics:
-    """Several statistics of the input of one stage, or of one site that several stages share."""
+    """Several statistics of the input of one stage, or of one site that several stages share.
 
-    def __init__(self, wanted: Iterable[Statistic]) -> None:
+    Every second batch is set apart; where there is one batch only, the later half of its rows.
+    """
+
+    def __init__(self, wanted: Iterable[Statistic], batches: int) -> None:
         self._parts = {statistic: ACCUMULATORS[statistic]() for statistic in wanted}
+        self._batches = batches
 
-    def add(self, seen: Tensor, reference: Tensor, kept: Tensor | None) -> None:
+    def add(self, batch: int, seen: Tensor, reference: Tensor, kept: Tensor | None) -> None:
         """The values `[..., k]` of one batch, of which rows that are not `kept` do not count."""
         seen_mk, float_mk = _rows(seen, kept), _rows(reference, kept)
+        if self._batches == 1:
+            held_mk = seen_mk[len(seen_mk) // 2 :]
+        else:
+            held_mk = seen_mk if batch % 2 else seen_mk[:0]
+        rows = Rows(seen_mk, float_mk, held_mk, 1 / self._batches)
         for part in self._parts.values():
-            part.add(seen_mk, float_mk)
+            part.add(rows)
 
     def result(self) -> Stats:
         return {statistic: part.result() for statistic, part in self._parts.items()}
