@@ -169,7 +169,7 @@ def quantize(
             return _errors(captured.program, folded, flat[0])
 
         errors = measure if given.rotation == "auto" else None
-        decide = _decider(known, given, bounds, errors)
+        decide = _decider(known, given, bounds, errors, calibrated=bool(batches))
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
@@ -249,6 +249,8 @@ def _decider(
     given: Recipe,
     bounds: _Bounds,
     errors: Callable[[Program], SiteErrors] | None = None,
+    *,
+    calibrated: bool = False,
 ) -> _Decide:
     """What to do to a folded program: as `known`, or as `given` within what modules can hold."""
 
@@ -263,6 +265,7 @@ def _decider(
             stored=True,
             pairs=pairs,
             errors=None if errors is None else errors(folded),
+            calibrated=calibrated,
         )
 
     return decide

@@ -18,6 +18,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qpass.analyze import by_name, rotatable_regions
+from qpass.calibrate import needs_data
 from qpass.capture.compiling import Compiling
 from qpass.capture.dynamo import Traced, capture_graph
 from qpass.capture.trial import cost, trial_inputs
@@ -188,6 +189,7 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
     held = held_by_cache(folded)
     if options.plan is not None:
         plan = options.plan if isinstance(options.plan, Plan) else Plan.load(options.plan)
+        _refuse_data(plan)
         return _within(plan, folded)
     device = this_device()
     capability = Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
@@ -209,7 +211,19 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
         return choose(folded, recipe, held=held, pairs=True, errors=errors)
 
     parameters = [s for s in sources.values() if isinstance(s, nn.Parameter)]
-    return _within(remembered(parameters, recipe, make), folded)
+    chosen = remembered(parameters, recipe, make)
+    _refuse_data(chosen)
+    return _within(chosen, folded)
+
+
+def _refuse_data(plan: Plan) -> None:
+    """Refuse a plan whose codes rest on data: a compiled graph has none."""
+    if sites := needs_data(plan):
+        rounding = next(q.rounding for q in plan.quantized if q.site == sites[0])
+        raise BadInput(
+            f"{sites[0]}: rounding {rounding!r} measures its inputs, which torch.compile cannot\n"
+            '  quantize with qpass.quantize and calibration data, or set rounding = "nearest"'
+        )
 
 
 def _within(plan: Plan, program: Program) -> Plan:

@@ -182,8 +182,7 @@ class _Run:
             entry = tables.get(self._program.site(use))
             if entry is not None and entry.site not in self._codes:
                 weight = self._program.weights[use].evaluate(self._program.sources)
-                # no product reads a table's rows, so there is nothing to round it by
-                self._codes[entry.site] = ROUNDINGS["nearest"].round(weight, entry.weight, {})
+                self._codes[entry.site] = ROUNDINGS[entry.rounding].round(weight, entry.weight, {})
 
 
 def _needs(entry: Quantized) -> frozenset[Statistic]:

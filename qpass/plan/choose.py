@@ -25,6 +25,7 @@ from qpass.plan.plan import Declined, Online, Paired, Plan, Quantized, Rotated
 from qpass.plan.recipe import Recipe
 from qpass.plan.recipe import Role as Storage
 from qpass.rotations import ROTATIONS, Group, Transform
+from qpass.rounding import ROUNDINGS
 
 # the relative output error of each site under a plan, measured or predicted
 Errors = Callable[[Plan], Mapping[str, float]]
@@ -39,6 +40,7 @@ def choose(
     stored: bool = False,
     pairs: bool = False,
     errors: Errors | None = None,
+    calibrated: bool = False,
 ) -> Plan:
     """Plan `recipe` for a program whose norms are folded.
 
@@ -47,8 +49,10 @@ def choose(
     has one value for all its uses, so a layer that is called twice changes alike in both calls or
     not at all. With `pairs`, transforms may run between any two nodes, and do where that takes
     fewer than one for each value that products read. With `rotation = "auto"`, `errors` decides,
-    region by region and site by site; a plan without rotations is always a candidate.
+    region by region and site by site; a plan without rotations is always a candidate. `calibrated`
+    says that roundings will have data.
     """
+    recipe = recipe.settled(calibrated=calibrated)
     sites = _Sites.of(program, held, refusals or {})
     quantized, declined = _quantize(sites, recipe)
     plan = Plan(recipe, quantized=quantized, declined=declined)
@@ -174,7 +178,9 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
             if (why := sites.refusals.get(use)) is not None:
                 declined.append(Declined(name, f"not quantized: {why}"))
                 continue
-            quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, recipe.rounding))
+            # no product reads a table, so there is nothing that calibration could measure
+            rounding = "nearest" if ROUNDINGS[recipe.rounding].needs else recipe.rounding
+            quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, rounding))
     return _once(quantized), tuple(declined)
 
 

@@ -23,6 +23,8 @@ BASE = "recipe"
 CUSTOM = "custom"
 FLOAT = "float"
 PRESETS = Path(__file__).parent / "presets"
+# the rounding of weights whose inputs are known
+CALIBRATED = "gptq-descent"
 PORTABLE = Capability()
 # how a head or an embedding table is stored when not float: one scale for each row
 INT8_ROWS = QuantSpec("int8", "channel")
@@ -43,8 +45,8 @@ class Recipe:
 
     `residual`, `value` and `online` name the rotations of the residual stream, of what each head
     passes from values to outputs, and of edges where a rotation has to run with the model.
-    `rotation` "auto" decides for each of them by error. `keep_tied` leaves a weight that is used
-    twice as one.
+    `rotation` "auto" decides for each of them by error. `rounding` "auto" is the best one that the
+    data at hand allows. `keep_tied` leaves a weight that is used twice as one.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Recipe:
     residual: str = "hadamard"
     value: str = "hadamard"
     online: str = "hadamard"
-    rounding: str = "nearest"
+    rounding: str = AUTO
     head: str = "int8"
     embedding: str = "int8"
     keep_tied: bool = False
@@ -99,7 +101,8 @@ class Recipe:
             expect_type(str, key, rotation, "the name of a rotation")
             ROTATIONS[rotation]
         expect_type(str, "rounding", self.rounding, "the name of a rounding")
-        ROUNDINGS[self.rounding]
+        if self.rounding != AUTO:
+            ROUNDINGS[self.rounding]
         self._check_specs()
 
     def _check_specs(self) -> None:
@@ -121,6 +124,12 @@ class Recipe:
             spec.scale_format,
             '"float32"',
         )
+
+    def settled(self, *, calibrated: bool) -> Recipe:
+        """The recipe with its rounding chosen, for a run with calibration data or without."""
+        if self.rounding != AUTO:
+            return self
+        return dataclasses.replace(self, rounding=CALIBRATED if calibrated else "nearest")
 
     def spec(self, role: Role) -> QuantSpec | None:
         """How weights of `role` are stored; None keeps them float."""
