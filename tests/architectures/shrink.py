@@ -21,13 +21,16 @@ def _each(value: object, names: str) -> dict[str, object]:
 _SMALL: dict[str, object] = {
     **_each(
         VOCABULARY,
-        "vocab_size vocab_size_per_layer_input entity_vocab_size encoder_hash_byte_group_vocab",
+        "vocab_size vocab_size_per_layer_input entity_vocab_size "
+        "encoder_hash_byte_group_vocab src_vocab_size tgt_vocab_size shape_vocab_size "
+        "pronunciation_vocab_size",
     ),
     **_each(
         48,
         "hidden_size n_embd d_model dim embed_dim n_embed width embedding_size emb_dim "
         "entity_emb_size word_embed_proj_dim lru_width hidden_size_global cross_hidden_size "
-        "audio_hidden_size projector_hidden_size d_latents output_num_channels",
+        "audio_hidden_size projector_hidden_size d_latents output_num_channels "
+        "input_embedding_size output_embedding_size encoder_hidden_size",
     ),
     **_each(
         2,
@@ -53,12 +56,13 @@ _SMALL: dict[str, object] = {
     **_each(
         80,
         "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim "
-        "ffn_hidden_size dim_ff hidden_dim mlp_dim dff",
+        "ffn_hidden_size dim_ff hidden_dim mlp_dim dff d_inner feed_forward_size "
+        "intermediate_size_mlp dense_intermediate_size",
     ),
     **_each(
         40,
         "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size "
-        "moe_shared_expert_intermediate_size",
+        "moe_shared_expert_intermediate_size shared_intermediate_size",
     ),
     **_each(
         32,
@@ -69,16 +73,17 @@ _SMALL: dict[str, object] = {
         4,
         "num_experts num_local_experts n_routed_experts moe_num_experts sliding_window "
         "attention_window attention_window_size window_size block_size chunk_size "
-        "patch_size conv_kernel qk_rope_head_dim rotary_dim",
+        "patch_size conv_kernel mamba_chunk_size index_block_size qk_rope_head_dim rotary_dim",
     ),
     **_each(2, "num_experts_per_tok moe_topk moe_k top_k_experts expand"),
     **_each(
         8,
         "head_dim d_kv kv_channels v_head_dim attention_head_dim d_head state_size "
         "mamba_d_state ssm_state_size time_step_rank linear_key_head_dim "
-        "linear_value_head_dim cross_head_dim index_head_dim mamba_dt_rank num_latents "
-        "adapter_rank hidden_size_per_layer_input laurel_rank",
+        "linear_value_head_dim linear_head_dim dim_head cross_head_dim index_head_dim "
+        "mamba_dt_rank num_latents adapter_rank hidden_size_per_layer_input laurel_rank",
     ),
+    **_each(24, "conv_channels subsampling_conv_channels"),
     **_each(16, "mamba_d_head mamba_head_dim kv_lora_rank"),
     **_each(1, "bos_token_id decoder_start_token_id"),
     **_each(
