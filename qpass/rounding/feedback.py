@@ -23,11 +23,18 @@ from qpass.rounding.weighted import fit_weighted
 TILE = 128
 
 
-def feed_back(sheet: Columns, factor: Factor, order: Sequence[int], *, fit: bool) -> Tensor:
+def feed_back(
+    sheet: Columns,
+    factor: Factor,
+    order: Sequence[int],
+    *,
+    fit: bool,
+    shift_kn: Tensor | None = None,
+) -> Tensor:
     """The points `[k, n]` chosen in `order`, which is also that of `factor`.
 
     With `fit`, the scales of a group are found when its first column is reached, for the weight
-    that the losses so far have made of it.
+    that the losses so far have made of it. A `shift` is added to what columns aim at.
     """
     upper_kk = factor.upper_kk.float()
     pivots_k = factor.pivots_k.float()
@@ -38,6 +45,8 @@ def feed_back(sheet: Columns, factor: Factor, order: Sequence[int], *, fit: bool
     for start in range(0, len(order), TILE):
         end = min(start + TILE, len(order))
         aim_tn = torch.addmm(want_kn[start:end], upper_kk[:start, start:end].t(), lost_kn[:start])
+        if shift_kn is not None:
+            aim_tn += shift_kn[places[start:end]]
         for at in range(start, end):
             group = order[at] // sheet.length
             if fit and group not in fitted:

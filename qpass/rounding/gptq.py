@@ -22,7 +22,8 @@ from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_wei
 from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.descent import descend
 from qpass.rounding.feedback import feed_back
-from qpass.rounding.hessian import curvature, factored
+from qpass.rounding.hessian import Curvature, factored
+from qpass.rounding.shift import corrected
 
 Order = Literal["memory", "diagonal", "groups"]
 
@@ -33,7 +34,8 @@ class Gptq(Rounding):
     """`order`: columns as they come, by descending diagonal (act-order), or the same by group.
 
     With `static` scales all groups' are found first; otherwise each when its first column is
-    reached. `sweeps` of coordinate descent over codes and scales may follow.
+    reached. `sweeps` of coordinate descent over codes and scales may follow. With CROSS among its
+    `needs`, the weight is first corrected for inputs that differ from the float model's.
     """
 
     name: str = "gptq"
@@ -45,18 +47,20 @@ class Gptq(Rounding):
 
     def round(self, weight_nk: Tensor, spec: QuantSpec, stats: Stats) -> QuantizedTensor:
         check_weight(weight_nk, spec)
-        k = weight_nk.shape[1]
-        h_kk = curvature(stats, k, self.shrinkage)
-        columns = column_order(h_kk.diagonal(), self.order, spec)
+        cost = Curvature.of(stats, weight_nk.shape[1], self.shrinkage)
+        h_kk = cost.h_kk
+        columns = column_order(cost.weights_k, self.order, spec)
         factor = factored(h_kk[columns][:, columns])
         order: list[int] = columns.tolist()
         static = self.static or spec.block == "tensor"
+        if Statistic.CROSS in self.needs:
+            weight_nk = corrected(weight_nk, cost, stats)
 
         def solve(sheet: Columns) -> Tensor:
             points_kn = feed_back(sheet, factor, order, fit=not static)
             return descend(sheet, h_kk, points_kn, self.sweeps)
 
-        return round_columns(weight_nk, spec, h_kk.diagonal(), solve)
+        return round_columns(weight_nk, spec, cost.weights_k, solve)
 
 
 def column_order(diagonal_k: Tensor, order: Order, spec: QuantSpec) -> Tensor:
@@ -76,3 +80,4 @@ def column_order(diagonal_k: Tensor, order: Order, spec: QuantSpec) -> Tensor:
 
 ROUNDINGS.add(Gptq())
 ROUNDINGS.add(Gptq("gptq-descent", sweeps=3))
+ROUNDINGS.add(Gptq("gptq-cross", Gptq().needs | {Statistic.CROSS}, sweeps=3))

@@ -75,19 +75,40 @@ class Factor:
     pivots_k: Tensor
 
 
-def curvature(stats: Stats, width: int, shrinkage: float | None = None) -> Tensor:
-    """The shrunk, positive definite `[width, width]` Hessian of a row, float64 of mean diagonal 1.
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Curvature:
+    """The Hessian of a row as roundings use it: positive definite, float64, of mean diagonal 1.
 
-    Without a `shrinkage` given, the best one of held-out samples is taken, where there are any.
+    `unit` is what it was divided by, `shrinkage` what its off-diagonal entries lost.
     """
-    h_kk = second_moments(stats, Statistic.HESSIAN, width)
-    if Statistic.HELD_HESSIAN in stats and width:
-        held_kk = second_moments(stats, Statistic.HELD_HESSIAN, width)
-        fit_kk = h_kk - held_kk
+
+    h_kk: Tensor
+    shrinkage: float
+    unit: float
+
+    @staticmethod
+    def of(stats: Stats, width: int, shrinkage: float | None = None) -> Curvature:
+        """That of the statistics; the shrinkage, unless given, is the best for held-out samples.
+
+        Where no samples were held out it is `DEFAULT_SHRINKAGE`.
+        """
+        h_kk = second_moments(stats, Statistic.HESSIAN, width)
+        if Statistic.HELD_HESSIAN in stats and width:
+            held_kk = second_moments(stats, Statistic.HELD_HESSIAN, width)
+            fit_kk = h_kk - held_kk
+            if shrinkage is None:
+                shrinkage = best_shrinkage(fit_kk, held_kk)
+            h_kk.diagonal().copy_(_smooth(fit_kk.diagonal(), held_kk.diagonal()))
         if shrinkage is None:
-            shrinkage = best_shrinkage(fit_kk, held_kk)
-        h_kk.diagonal().copy_(_smooth(fit_kk.diagonal(), held_kk.diagonal()))
-    return shrunk(h_kk, DEFAULT_SHRINKAGE if shrinkage is None else shrinkage)
+            shrinkage = DEFAULT_SHRINKAGE
+        unit = float(h_kk.diagonal().mean()) if width else 1.0
+        return Curvature(shrunk(h_kk, shrinkage), shrinkage, unit if unit > 0 else 1.0)
+
+    @property
+    def weights_k(self) -> Tensor:
+        """What an error of each column costs by itself."""
+        return self.h_kk.diagonal()
 
 
 def _smooth(fit_k: Tensor, held_k: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from qpass.formats import QuantizedTensor, QuantSpec
 from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_weight
 from qpass.rounding.grid import Grid, Scales, columns, nearest_codes, nearest_points
-from qpass.rounding.hessian import curvature
+from qpass.rounding.hessian import Curvature
 from qpass.rounding.nearest import fit_scales
 from qpass.rounding.rows import CHUNK, Result, row_chunks, scaled_blocks
 
@@ -32,6 +32,7 @@ REFITS = 3
 # an outlier that hardly matters may be clipped further than any other pays for
 WIDE_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 COARSE_TRIALS = 8
+WIDER_TRIALS = 4
 # where a shorter range may lie within the block's own
 PLACES = (0.5, 0.0, 1.0)
 FINE_MOVES = (1 / 16, 1 / 40)
@@ -46,7 +47,7 @@ class Weighted(Rounding):
     def round(self, weight_nk: Tensor, spec: QuantSpec, stats: Stats) -> QuantizedTensor:
         check_weight(weight_nk, spec)
         grid = Grid.of(spec)
-        weights_k = curvature(stats, weight_nk.shape[1], 1.0).diagonal().float()
+        weights_k = Curvature.of(stats, weight_nk.shape[1], 1.0).weights_k.float()
         result = Result.empty(weight_nk, spec)
         for rows, part in row_chunks(weight_nk, spec):
             values_bl, factors = scaled_blocks(part, spec, grid)
@@ -138,7 +139,7 @@ class _Best:
 
 
 def _keeps(length: int, levels: float) -> list[float]:
-    """Which parts of a block's range to try as the range of the grid, longest first.
+    """Which parts of a block's range to try as the range of the grid, all of it first.
 
     The plain reach is where clipping one entry costs what all others can gain.
     """
@@ -152,10 +153,15 @@ def _symmetric(best: _Best) -> Iterator[tuple[Tensor, Tensor]]:
     low_b, high_b = best.values_bl.aminmax(dim=1)
     extreme_b = torch.where(-low_b > high_b, low_b, high_b)
     tops = [extreme_b.abs() / grid.high]
-    if -grid.low > grid.high:
+    if -grid.low > grid.high and grid.scales.signed:
         # the side with one more level may face either way
         tops.append(extreme_b / grid.low)
-    for keep in _keeps(best.values_bl.shape[1], grid.high):
+    keeps = _keeps(best.values_bl.shape[1], grid.high / grid.points.gap)
+    if not grid.even:
+        # the last gap of an uneven format is wide: the second largest point may serve the extreme
+        room = grid.high / grid.points.magnitudes[1] - 1
+        keeps += [1 + room * trial / WIDER_TRIALS for trial in range(1, WIDER_TRIALS + 1)]
+    for keep in keeps:
         for top_b in tops:
             yield keep * top_b, torch.zeros_like(top_b)
 

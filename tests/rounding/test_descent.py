@@ -9,7 +9,7 @@ from torch import Tensor
 from qpass.formats import QuantSpec
 from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.descent import descend
-from qpass.rounding.hessian import curvature
+from qpass.rounding.hessian import Curvature
 from tests.rounding.layers import layer, seeded
 
 SPECS = [
@@ -36,7 +36,7 @@ def cost(sheet: Columns, points_kn: Tensor, h_kk: Tensor) -> Tensor:
 @pytest.mark.parametrize("refit", [True, False])
 def test_no_sweep_raises_the_cost(spec: QuantSpec, start: str, refit: bool):
     one = layer(20, K, 800, 4)
-    h = curvature(one.stats, K)
+    h = Curvature.of(one.stats, K).h_kk
     costs: list[Tensor] = []
 
     def solve(sheet: Columns) -> Tensor:
@@ -63,7 +63,7 @@ def test_no_sweep_raises_the_cost(spec: QuantSpec, start: str, refit: bool):
 def test_the_end_is_a_minimum_in_every_entry():
     one = layer(6, 24, 200, 4)
     spec = QuantSpec("int4", 8)
-    h = curvature(one.stats, 24)
+    h = Curvature.of(one.stats, 24).h_kk
 
     def solve(sheet: Columns) -> Tensor:
         points = descend(sheet, h, sheet.rounded(), 50, refit=False)
@@ -82,7 +82,7 @@ def test_the_end_is_a_minimum_in_every_entry():
 
 def test_no_sweep_changes_nothing():
     one = layer(6, 24, 200, 4)
-    h = curvature(one.stats, 24)
+    h = Curvature.of(one.stats, 24).h_kk
 
     def solve(sheet: Columns) -> Tensor:
         points = sheet.rounded()

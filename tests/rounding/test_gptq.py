@@ -10,7 +10,7 @@ from qpass.formats import QuantizedTensor, QuantSpec
 from qpass.rounding import ROUNDINGS, Statistic
 from qpass.rounding.gptq import Gptq, Order, column_order
 from qpass.rounding.grid import Grid, Scales, nearest_points
-from qpass.rounding.hessian import curvature
+from qpass.rounding.hessian import Curvature
 from qpass.rounding.weighted import fit_weighted
 from tests.rounding.layers import Layer, inputs, layer, seeded, statistics
 
@@ -60,7 +60,7 @@ def published(
 def test_static_scales_give_the_codes_of_the_paper(spec: QuantSpec, order: Order):
     one = layer(24, 160, 700, 3)
     q = Gptq(order=order, static=True).round(one.weight, spec, one.stats)
-    h = curvature(one.stats, 160)
+    h = Curvature.of(one.stats, 160).h_kk
     columns = column_order(h.diagonal(), order, spec).tolist()
     assert sorted(columns) == list(range(160))
     differs = q.codes_nk.double() != published(one.weight, h, columns, spec, scales_of(q))
@@ -74,7 +74,7 @@ def test_scales_are_found_for_the_updated_weights(spec: QuantSpec, order: Order)
     # an independent loop: the scales of a group when the first of its columns comes
     one = layer(24, 96, 700, 3)
     q = Gptq(order=order, static=False).round(one.weight, spec, one.stats)
-    h, grid, length = curvature(one.stats, 96), Grid.of(spec), spec.block
+    h, grid, length = Curvature.of(one.stats, 96).h_kk, Grid.of(spec), spec.block
     assert isinstance(length, int)
     columns = column_order(h.diagonal(), order, spec)
     w = one.weight.float().double()[:, columns]

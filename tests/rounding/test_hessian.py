@@ -6,7 +6,7 @@ import torch
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.rounding import ROUNDINGS, Rounding, Statistic
-from qpass.rounding.hessian import best_shrinkage, curvature, factored, shrunk
+from qpass.rounding.hessian import Curvature, best_shrinkage, factored, shrunk
 from tests.rounding.layers import inputs, layer, statistics
 
 K = 96
@@ -48,10 +48,12 @@ def test_held_out_samples_decide_how_much_is_believed():
 def test_columns_without_inputs_cost_a_little():
     x = inputs(K, 4 * K, 1)
     x[:, 7] = 0
-    h = curvature(statistics(x, 4), K)
+    h = Curvature.of(statistics(x, 4), K).h_kk
     assert h[7, 7] > 0
     assert torch.equal(h[7, :7], torch.zeros(7, dtype=torch.float64))
-    assert torch.equal(curvature(statistics(0 * x, 4), K), torch.eye(K, dtype=torch.float64))
+    assert torch.equal(
+        Curvature.of(statistics(0 * x, 4), K).h_kk, torch.eye(K, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("rounding", INFORMED, ids=lambda r: r.name)
