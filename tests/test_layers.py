@@ -23,6 +23,7 @@ LAYERS = (
     ("capture", "plan"),
     ("calibrate",),
     ("transform", "quantize"),
+    ("search",),
     ("targets", "report"),
     ("hf",),
     ("api", "backend", "export"),

@@ -105,11 +105,15 @@ class Program:
         *inputs: object,
         widen: bool = False,
         watch: Callable[[fx.Node, object], None] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        gradients: bool = False,
     ) -> tuple[object, ...]:
         """Evaluate the graph and return its outputs, flat.
 
         `widen` computes in float64 with every floating cast widened, which is what makes exactness
         measurable in models that cast to float32 inside. `watch` sees each value as it is made.
+        `weights` are values of uses that take the place of their own, `gradients` lets those of
+        the outputs flow back to them.
         """
         expected = self.inputs
         if len(inputs) != len(expected):
@@ -120,10 +124,12 @@ class Program:
 
         def load(node: fx.Node) -> object:
             if self.weight(node) is not None:
+                if weights is not None and node.name in weights:
+                    return weights[node.name]
                 return self.value(node, widen=widen)
             return env[node]
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             for node in self.graph.nodes:
                 if node.op == "output":
                     return tuple(load(n) for n in node.all_input_nodes)

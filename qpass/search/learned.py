@@ -1,0 +1,109 @@
+"""Learned rotations: every folded rotation is turned further, to where quantizing costs least.
+
+All free regions are learned at once (Liu et al., SpinQuant: LLM quantization with learned
+rotations, 2024), on the group itself. The first loss is the error of each product on samples, which
+needs no whole run (in the spirit of Akhondzadeh et al., KurTail: Kurtosis-based LLM Quantization,
+2025); the error of what the program returns decides, on calibration data that was not learned from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qpass.ir import Note
+from qpass.plan import Plan
+from qpass.plan.chooser import CHOOSERS, Chooser, Task
+from qpass.search.orthogonal import Learner
+from qpass.search.products import Products
+from qpass.search.regions import Turning
+from qpass.search.trial import Inputs, Trial, fresh
+from qpass.transform import carry_out
+
+# each coordinate turns by about this much, in radians, at the first step; then less
+RATE = 0.1
+# multiplications that learning may take, and how many steps that may be
+WORK, LEAST_STEPS, MOST_STEPS = 1e13, 30, 200
+# of the calibration data: what is held out to choose by
+HOLDOUT = 0.25
+MOST_HELD = 4
+# how often the held-out data is looked at
+LOOKS = 4
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Learned(Chooser):
+    """Turns every folded rotation of the plan further, by gradients."""
+
+    name: str = "learned"
+
+    def choose(self, task: Task) -> tuple[Plan, tuple[Note, ...]]:
+        after = carry_out(task.program, task.folded, task.plan).program
+        turning = Turning.of(task.folded, after, task.plan)
+        if not turning.stacks or not task.plan.quantized:
+            why = "nothing that is folded can turn" if task.plan.quantized else "nothing is rounded"
+            return task.plan, (Note(False, "learned", why),)
+        learning, held = split(task.batches)
+        trial = Trial(after, task.plan, turning)
+        wanted = [task.program.run(*fresh(inputs)) for inputs in held]
+        best = Best(trial, held, wanted)
+        start = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
+        best.offer(start)
+        first = best.score
+        products = Products(trial, after, learning)
+        if products.all:
+            _learn_from_products(products, turning, task, best)
+        if best.matrices is start:
+            return task.plan, (Note(False, "learned", "the start is best on held-out data"),)
+        why = f"held-out error {first:.4g} becomes {best.score:.4g}"
+        return turning.plan(task.plan, best.matrices), (Note(True, "learned", why),)
+
+
+@final
+class Best:
+    """The best matrices so far, on data that nothing was learned from."""
+
+    def __init__(
+        self, trial: Trial, held: Sequence[Inputs], wanted: Sequence[Sequence[object]]
+    ) -> None:
+        self._trial, self._held, self._wanted = trial, held, wanted
+        self.matrices: list[Tensor] = []
+        self.score = math.inf
+
+    def offer(self, matrices: list[Tensor]) -> bool:
+        """Keep these if they are better; whether they are."""
+        score = self._trial.score(matrices, self._held, self._wanted)
+        # a comparison with NaN is false; the first are kept whatever they are
+        if self.matrices and not score < self.score:
+            return False
+        self.matrices, self.score = matrices, score
+        return True
+
+
+def split(batches: Sequence[Inputs]) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
+    """Data to learn from and data to choose by; one batch has to serve for both."""
+    held = min(MOST_HELD, max(1, round(HOLDOUT * len(batches))))
+    return (batches[:-held], batches[-held:]) if len(batches) > 1 else (batches, batches)
+
+
+def _learn_from_products(products: Products, turning: Turning, task: Task, best: Best) -> None:
+    generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
+    learner = Learner(turning.shapes, turning.lifted)
+    share = 0.5
+    steps = round(min(MOST_STEPS, max(LEAST_STEPS, WORK / max(1.0, products.work(share)))))
+    for at in range(steps):
+        task.advance("learn rotations", at, steps)
+        rate = RATE * 0.5 * (1 + math.cos(math.pi * at / steps))
+        learner.step(products.loss(learner.matrices, generator, share), rate)
+        if (at + 1) % -(-steps // LOOKS) == 0 or at == steps - 1:
+            best.offer(learner.values())
+    task.advance("learn rotations", steps, steps)
+
+
+CHOOSERS.add(Learned())

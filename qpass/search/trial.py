@@ -1,0 +1,170 @@
+"""How far a program is from the float one when its products are quantized, under any turning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, fx
+
+from qpass.analyze import Matmul, find_heads, find_matmuls
+from qpass.formats import QuantSpec
+from qpass.ir import Program, edit, read
+from qpass.plan import Plan, Quantized
+from qpass.rounding import ROUNDINGS
+from qpass.search.fake import fake
+from qpass.search.regions import Turning
+
+Inputs = tuple[object, ...]
+
+
+@final
+class Trial:
+    """A rewritten program with quantized inputs of products, and what its weights are made from.
+
+    Weights are evaluated once, in float32; a trial turns them further and quantizes them.
+    """
+
+    def __init__(self, after: Program, plan: Plan, turning: Turning) -> None:
+        entries = {entry.site: entry for entry in plan.quantized}
+        self.program = after.clone()
+        self.turning = turning
+        self.entries: dict[str, Quantized] = {}
+        self.reads: dict[str, int] = {}
+        matmuls = find_matmuls(self.program)
+        made: dict[tuple[str, QuantSpec], fx.Node] = {}
+        for matmul in matmuls:
+            entry = entries.get(self.program.site(matmul.use))
+            if entry is None:
+                continue
+            self.entries[matmul.use] = entry
+            self.reads[matmul.use] = matmul.reads
+            if entry.activation is not None:
+                _quantize_input(self.program, matmul, entry.activation, made)
+        scores = _distributions(after)
+        self._logits = [_made_by(node, scores) for node in after.outputs]
+        self.base = {
+            use: weight.evaluate(after.sources)
+            for use, weight in after.weights.items()
+            if use in self.entries or use in turning.spots
+        }
+        for use, value in self.base.items():
+            dtype = read.dtype(after.node(use))
+            self.base[use] = value.to(torch.float32 if value.is_floating_point() else dtype)
+
+    def weights(self, matrices: Sequence[Tensor], clips: Mapping[str, float]) -> dict[str, Tensor]:
+        """What products multiply with when weights have turned by `matrices`, with gradients."""
+        found: dict[str, Tensor] = {}
+        for use, base in self.base.items():
+            value = self.turning.weight(use, base, matrices)
+            if (entry := self.entries.get(use)) is not None:
+                rows_nk = value if self.reads[use] == 1 else value.mT
+                rows_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
+                value = rows_nk if self.reads[use] == 1 else rows_nk.mT
+            found[use] = self._typed(use, value)
+        return found
+
+    def rounded(self, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The same with the rounding that the plan names, and without gradients."""
+        found: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for use, base in self.base.items():
+                value = self.turning.weight(use, base, matrices)
+                if (entry := self.entries.get(use)) is not None:
+                    rows_nk = value if self.reads[use] == 1 else value.mT
+                    # a rounding that wants data is judged by what needs none
+                    method = ROUNDINGS[entry.rounding]
+                    method = ROUNDINGS["nearest"] if method.needs else method
+                    rounded = method.round(rows_nk.contiguous(), entry.weight, {})
+                    rows_nk = rounded.dequantize(torch.float32)
+                    value = rows_nk if self.reads[use] == 1 else rows_nk.mT
+                found[use] = self._typed(use, value)
+        return found
+
+    def outputs(
+        self, inputs: Inputs, weights: Mapping[str, Tensor], *, gradients: bool = False
+    ) -> tuple[object, ...]:
+        """What the quantized program returns."""
+        return self.program.run(*fresh(inputs), weights=weights, gradients=gradients)
+
+    def distance(self, got: Sequence[object], want: Sequence[object]) -> Tensor:
+        """The mean over outputs: KL divergence of distributions, else the relative squared error.
+
+        Outputs that are no floating tensors do not count.
+        """
+        parts: list[Tensor] = []
+        for g, w, logits in zip(got, want, self._logits, strict=True):
+            if not (isinstance(g, Tensor) and isinstance(w, Tensor) and w.is_floating_point()):
+                continue
+            g_nv, w_nv = (x.float().reshape(-1, x.shape[-1] if x.dim() else 1) for x in (g, w))
+            if logits:
+                log_p, log_q = w_nv.log_softmax(-1), g_nv.log_softmax(-1)
+                parts.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+            else:
+                parts.append((g_nv - w_nv).square().sum() / w_nv.square().sum().clamp_min(1e-20))
+        if not parts:
+            return torch.zeros((), device="cpu", dtype=torch.float32)
+        return torch.stack(parts).mean()
+
+    def score(
+        self,
+        matrices: Sequence[Tensor],
+        batches: Sequence[Inputs],
+        wanted: Sequence[Sequence[object]],
+    ) -> float:
+        """The mean distance over batches, rounded as the plan says."""
+        weights = self.rounded(matrices)
+        found = [
+            float(self.distance(self.outputs(inputs, weights), want))
+            for inputs, want in zip(batches, wanted, strict=True)
+        ]
+        return sum(found) / len(found)
+
+    def _typed(self, use: str, value: Tensor) -> Tensor:
+        dtype = read.dtype(self.program.node(use))
+        return value if dtype is None else value.to(dtype)
+
+
+def fresh(inputs: Inputs) -> Inputs:
+    """Inputs of their own for a program that may write to them."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _quantize_input(
+    program: Program,
+    matmul: Matmul,
+    spec: QuantSpec,
+    made: dict[tuple[str, QuantSpec], fx.Node],
+) -> None:
+    product, given = program.node(matmul.node), program.node(matmul.value)
+    if (matmul.value, spec) not in made:
+
+        def quantized(x: Tensor) -> Tensor:
+            return fake(x, spec)
+
+        at = edit.after(program, given)
+        made[matmul.value, spec] = edit.call(program, at, quantized, given, like=given)
+    edit.redirect(product, given, made[matmul.value, spec])
+
+
+def _distributions(program: Program) -> frozenset[str]:
+    """The products that end a model with more numbers than they read: scores of many choices."""
+    matmuls = find_matmuls(program)
+    heads = find_heads(program, matmuls)
+    wide: set[str] = set()
+    for matmul in matmuls:
+        shape = read.shape(program.node(matmul.use))
+        if matmul.node in heads and int(shape[matmul.writes]) > int(shape[matmul.reads]):
+            wide.add(matmul.node)
+    return frozenset(wide)
+
+
+def _made_by(node: fx.Node, names: frozenset[str]) -> bool:
+    """Whether a value is what one of some nodes makes, in another shape or type or capped."""
+    while node.name not in names:
+        sources = [n for n in node.all_input_nodes if read.fake(n) is not None and read.shape(n)]
+        if len(sources) != 1 or node.op == "placeholder":
+            return False
+        (node,) = sources
+    return True
