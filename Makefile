@@ -1,4 +1,4 @@
-# demo, test, lint, bench, zoo, wheel, clean; each makes .venv and .data first and is instant when they exist
+# demo, test, lint, bench, zoo, accuracy, wheel, clean; each makes .venv and .data first and is instant when they exist
 PYTHON ?= python3
 # any build of torch will do; whatever pip accepts may stand here
 TORCH ?= torch==2.13.0
@@ -12,7 +12,7 @@ QPASS_STAMP := $(VENV)/qpass.stamp
 MODEL_STAMP := .data/smollm2/config.json
 NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp)
 
-.PHONY: demo test lint bench zoo wheel clean install
+.PHONY: demo test lint bench zoo accuracy wheel clean install
 .DELETE_ON_ERROR:
 
 demo: $(QPASS_STAMP) $(MODEL_STAMP)
@@ -33,6 +33,9 @@ bench: $(QPASS_STAMP)
 # a tiny model of every architecture in transformers; what has been measured is not measured again
 zoo: $(QPASS_STAMP)
 	$(BIN)/python -m tests.architectures $(ARGS)
+
+accuracy: $(QPASS_STAMP) $(MODEL_STAMP)
+	$(BIN)/python -m tests.accuracy $(ARGS)
 
 wheel: $(QPASS_STAMP)
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .

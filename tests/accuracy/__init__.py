@@ -1,0 +1,1 @@
+"""What each setting and each method costs in accuracy, on real models."""

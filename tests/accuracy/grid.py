@@ -1,0 +1,50 @@
+"""Which formats are measured, and by which methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qpass.formats import QuantSpec
+from qpass.plan import Recipe
+
+PER_TOKEN = {bits: QuantSpec(f"int{bits}", dynamic=True) for bits in (4, 8)}
+
+
+def _groups(bits: int, *, symmetric: bool = True) -> QuantSpec:
+    return QuantSpec(f"int{bits}", 64, scale_format="float16", symmetric=symmetric)
+
+
+# weights, and what is read: one scale for a row where no group is named
+SETTINGS: dict[str, tuple[QuantSpec, QuantSpec | None]] = {
+    "W8A8": (QuantSpec("int8"), PER_TOKEN[8]),
+    "W4A8": (QuantSpec("int4"), PER_TOKEN[8]),
+    "W4A4": (QuantSpec("int4"), PER_TOKEN[4]),
+    "W4A16 g64": (_groups(4), None),
+    "W4A16 g64 asymmetric": (_groups(4, symmetric=False), None),
+    "W3A16 g64": (_groups(3), None),
+    "W2A16 g64": (_groups(2), None),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Fields of a recipe; `seeded` methods draw something, so several seeds are measured."""
+
+    fields: dict[str, object] = field(default_factory=dict[str, object])
+    seeded: bool = False
+
+
+METHODS = {
+    "nearest": Method({"rotation": "off", "rounding": "nearest"}),
+    "rounding": Method({"rotation": "off", "rounding": "auto"}),
+    "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, seeded=True),
+    "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, seeded=True),
+}
+
+
+def recipe(setting: str, method: str, seed: int) -> Recipe:
+    """What is asked of a model; its embeddings and head stay float."""
+    weight, activation = SETTINGS[setting]
+    ends = {"head": "float", "embedding": "float"}
+    fields = {"weight": weight, "activation": activation, "seed": seed, **ends}
+    return Recipe.read({**fields, **METHODS[method].fields})
