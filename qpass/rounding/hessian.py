@@ -28,6 +28,7 @@ PROBES = 64
 BLOCK = 128
 # entries are sums in float64, perhaps of float32 numbers
 NOISE = 1e-5
+TINIEST = torch.finfo(torch.float64).tiny
 
 
 def second_moments(stats: Stats, statistic: Statistic, width: int) -> Tensor:
@@ -99,7 +100,7 @@ class Curvature:
             fit_kk = h_kk - held_kk
             if shrinkage is None:
                 shrinkage = best_shrinkage(fit_kk, held_kk)
-            h_kk.diagonal().copy_(_smooth(fit_kk.diagonal(), held_kk.diagonal()))
+            h_kk = with_diagonal(h_kk, _smooth(fit_kk.diagonal(), held_kk.diagonal()))
         if shrinkage is None:
             shrinkage = DEFAULT_SHRINKAGE
         unit = float(h_kk.diagonal().mean()) if width else 1.0
@@ -118,11 +119,21 @@ def _smooth(fit_k: Tensor, held_k: Tensor) -> Tensor:
     """
     sum_k = fit_k + held_k
     mean = sum_k.mean()
-    noise = ((fit_k - held_k) / sum_k.clamp_min(torch.finfo(torch.float64).tiny)).square().mean()
+    noise = ((fit_k - held_k) / sum_k.clamp_min(TINIEST)).square().mean()
     spread = (sum_k / mean - 1).square().mean()
     return torch.lerp(
         sum_k, mean.expand_as(sum_k), float((noise / spread).nan_to_num(0).clamp(max=1))
     )
+
+
+def with_diagonal(h_kk: Tensor, diagonal_k: Tensor) -> Tensor:
+    """H scaled on both sides to another diagonal, which leaves it positive semi-definite."""
+    old_k = h_kk.diagonal()
+    scale_k = torch.where(old_k > 0, diagonal_k / old_k.clamp_min(TINIEST), 0.0).sqrt()
+    scaled_kk = h_kk * scale_k * scale_k.unsqueeze(1)
+    # columns without any input have no entries to scale
+    scaled_kk.diagonal().copy_(diagonal_k)
+    return scaled_kk
 
 
 def shrunk(h_kk: Tensor, shrinkage: float) -> Tensor:

@@ -45,6 +45,17 @@ def test_held_out_samples_decide_how_much_is_believed():
     assert best_shrinkage(*halves(plain)) >= 0.3
 
 
+@pytest.mark.parametrize("rows", [2, 6, 20, 200])
+@pytest.mark.parametrize("loud", [1.0, 1e3])
+def test_few_and_uneven_samples_leave_it_positive(rows: int, loud: float):
+    # one column is loud in one half of the samples, all move together, and sums are of float32
+    x = (inputs(1, rows, 1) + 0.01 * inputs(K, rows, 2)).float()
+    x[: rows // 2, 3] *= loud
+    h, held = ((y.T @ y).double() for y in (x, x[rows // 2 :]))
+    found = Curvature.of({Statistic.HESSIAN: h, Statistic.HELD_HESSIAN: held}, K)
+    assert (factored(found.h_kk).pivots_k > 0).all()
+
+
 def test_columns_without_inputs_cost_a_little():
     x = inputs(K, 4 * K, 1)
     x[:, 7] = 0
