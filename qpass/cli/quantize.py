@@ -38,7 +38,12 @@ def quantize(
         Path | None, typer.Option(help="Carry out a saved plan instead of a recipe.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="A text whose statistics the choices may rest on.")
+        Path | None,
+        typer.Option(help="A text, JSON lines or token ids that choices and rounding rest on."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A directory for finished parts; the same command goes on from there."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="A text to compare the result with the model on.")
@@ -69,7 +74,12 @@ def quantize(
     loaded = load(model)
     before = state_megabytes(loaded.model)
     done = qpass.quantize(
-        loaded.model, wanted, calibration=batches, inputs=loaded.inputs, plan=carried_out
+        loaded.model,
+        wanted,
+        calibration=batches,
+        inputs=loaded.inputs,
+        plan=carried_out,
+        resume=resume,
     )
     found = None
     if measured is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import qpass
 from qpass.cli.main import run
@@ -117,3 +119,41 @@ def test_a_failed_gate_writes_nothing_and_exits_with_1(
     assert run([*command, "--gate", "kl=5", "--calibration", text]) == 0
     assert "KL to reference" in capsys.readouterr().out
     assert (output / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "jsonl"])
+def test_calibration_may_be_tokens(kind: str, folder: str, tmp_path: Path) -> None:
+    ids = torch.randint(3, 60, (5, 9), generator=torch.Generator().manual_seed(0))
+    file = tmp_path / f"tokens.{kind}"
+    if kind == "npy":
+        numpy.save(file, ids.numpy())
+    elif kind == "safetensors":
+        save_file({"input_ids": ids}, file)
+    else:
+        file.write_text("\n".join(json.dumps({"input_ids": row}) for row in ids.tolist()))
+    options = ["-r", "w4a8", "--calibration", str(file), "--length", "9"]
+    output, parts = tmp_path / "out", tmp_path / "parts"
+    assert run(["quantize", folder, *options, "-o", str(output), "--resume", str(parts)]) == 0
+    assert any(parts.glob("*.safetensors"))
+    assert run(["quantize", folder, "-r", "w4a8", "-o", str(tmp_path / "plain")]) == 0
+    one, other = (load_file(d / "model.safetensors") for d in (output, tmp_path / "plain"))
+    assert any(not torch.equal(one[k], other[k]) for k in one if k.endswith("codes"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": 3}', 'expected an object with "text" or "input_ids"'),
+        ("a.jsonl", b"[", "is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"input_ids": [1]}', "use one of them"),
+        ("a.npy", b"nothing", "is no array of token ids"),
+        ("a.safetensors", b"nothing", "is no safetensors file"),
+    ],
+)
+def test_calibration_that_is_none_is_refused(
+    name: str, content: bytes, said: str, folder: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    options = ["--calibration", str(tmp_path / name), "-o", str(tmp_path / "out")]
+    assert run(["quantize", folder, *options]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
