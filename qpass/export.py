@@ -121,18 +121,15 @@ def _verified(call: Call, file: Path) -> Parity:
 @contextmanager
 def _float_activations(model: nn.Module) -> Generator[bool]:
     """`model` as it is exported: activations are not rounded; whether that is a change."""
-    rounding = [
-        (layer, layer.activation_bits)
-        for layer in model.modules()
-        if isinstance(layer, QuantizedLinear) and layer.activation_bits is not None
-    ]
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    rounding = [(layer, layer.activation_bits, layer.activation) for layer in layers]
     try:
-        for layer, _ in rounding:
-            layer.activation_bits = None
-        yield bool(rounding)
+        for layer in layers:
+            layer.activation_bits = layer.activation = None
+        yield any(bits is not None or spec is not None for _, bits, spec in rounding)
     finally:
-        for layer, bits in rounding:
-            layer.activation_bits = bits
+        for layer, bits, spec in rounding:
+            layer.activation_bits, layer.activation = bits, spec
 
 
 def _call(model: nn.Module, inputs: Inputs) -> tuple[Call, tuple[Note, ...]]:

@@ -1,21 +1,28 @@
 """The operators of qpass: each one's plain PyTorch definition is its specification."""
 
 from qpass.ops.attention import attention
+from qpass.ops.bits import from_bits, row_bytes, to_bits
 from qpass.ops.embedding import embedding
+from qpass.ops.fake_quantize import fake_quantize
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
-from qpass.ops.packing import PackedLinear, from_nibbles, pack_linear, to_nibbles
+from qpass.ops.packing import PackedLinear, pack_linear
+from qpass.ops.points import PointsLinear, linear_points
 from qpass.ops.quantize import quantize_rows
 
 __all__ = [
     "PackedLinear",
+    "PointsLinear",
     "attention",
     "embedding",
-    "from_nibbles",
+    "fake_quantize",
+    "from_bits",
     "hadamard",
     "linear_codes",
+    "linear_points",
     "linear_real",
     "pack_linear",
     "quantize_rows",
-    "to_nibbles",
+    "row_bytes",
+    "to_bits",
 ]

@@ -145,21 +145,3 @@ def tile(values: Tensor) -> Tensor:
 def untile(tiled: Tensor, n: int) -> Tensor:
     """The `[N, G]` numbers that `tile` was given, in float16."""
     return tiled.transpose(1, 2).reshape(-1, tiled.shape[1])[:n].contiguous()
-
-
-def to_nibbles(codes: Tensor) -> Tensor:
-    """4-bit codes `[N, K]` as uint8 `[N, ceil(K / 2)]`: even columns in the low half.
-
-    The form of checkpoints; signed codes are stored in two's complement.
-    """
-    pairs = torch.nn.functional.pad(codes.view(torch.uint8) & 15, (0, codes.shape[1] % 2))
-    return pairs[:, ::2] | pairs[:, 1::2] << 4
-
-
-def from_nibbles(packed: Tensor, k: int, *, signed: bool) -> Tensor:
-    """The codes `[N, k]` that `to_nibbles` was given: int8 if signed, else uint8."""
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(packed.shape[0], -1)[:, :k]
-    if not signed:
-        return codes.contiguous()
-    # moving the sign bit to the top and shifting back extends it
-    return (codes << 4).view(torch.int8) >> 4

@@ -171,7 +171,11 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
         if (why := spec.supports(sites.shape(matmul))) is not None:
             declined.append(Declined(name, f"quantized per channel: {why}"))
             spec = spec.per_channel()
-        quantized.append(Quantized(name, storage, spec, recipe.activation, recipe.rounding))
+        activation = recipe.activation
+        if activation is not None and (why := activation.supports((1, sites.shape(matmul)[1]))):
+            declined.append(Declined(name, f"input quantized per token: {why}"))
+            activation = activation.per_channel()
+        quantized.append(Quantized(name, storage, spec, activation, recipe.rounding))
     if (spec := recipe.spec(Storage.EMBEDDING)) is not None:
         for use in find_tables(sites.program):
             name = sites.program.site(use)

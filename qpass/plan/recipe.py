@@ -115,15 +115,9 @@ class Recipe:
             return
         expect(self.weight is not None, "weight", FLOAT, "a table: activations are quantized")
         expect(spec.dynamic, "activation.dynamic", spec.dynamic, "true")
-        expect(spec.symmetric, "activation.symmetric", spec.symmetric, "true")
-        expect(spec.block == "channel", "activation.block", spec.block, '"channel" (per token)')
+        allowed = '"channel" (per token) or a positive integer'
+        expect(spec.block != "tensor", "activation.block", spec.block, allowed)
         expect(spec.axis == -1, "activation.axis", spec.axis, "-1")
-        expect(
-            spec.scale_format == "float32",
-            "activation.scale_format",
-            spec.scale_format,
-            '"float32"',
-        )
 
     def settled(self, *, calibrated: bool) -> Recipe:
         """The recipe with its rounding chosen, for a run with calibration data or without."""

@@ -10,11 +10,19 @@ from typing import cast, final
 import torch
 from torch import Tensor, fx
 
-from qpass import ops
 from qpass.analyze import Matmul, find_matmuls
-from qpass.formats import Integers, QuantSpec
+from qpass.formats import QuantSpec
 from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
+from qpass.ops import PointsLinear
 from qpass.plan import Quantized, Role
+from qpass.quantize.containers import (
+    REFERENCE,
+    by_reference,
+    container_bits,
+    hold,
+    integer_rows,
+    unreadable,
+)
 from qpass.quantize.join import join_products
 from qpass.rounding import ROUNDINGS
 from qpass.runtime.packs import Form, Parts, prepared
@@ -28,6 +36,7 @@ qpass = torch.ops.qpass
 class AsPacked(Form):
     """The parts of a `PackedLinear`: codes, row scales, group scales, group offsets.
 
+    Where no integers hold the weight, those of a `PointsLinear`: its points come after the codes.
     `reads` is the axis that the product sums over.
     """
 
@@ -37,19 +46,9 @@ class AsPacked(Form):
 
     def make(self, weight: Tensor) -> Parts:
         weight_nk = weight if self.reads == 1 else weight.T
-        tensor = ROUNDINGS[self.rounding].round(weight_nk, self.spec, {})
-        packed = ops.pack_linear(
-            tensor.codes_nk,
-            tensor.row_scales_n,
-            tensor.group_scales_ng,
-            tensor.group_offsets_ng,
-            bits=self.bits,
-        )
-        return (packed.weight, packed.row_scales, packed.group_scales, packed.group_offsets)
-
-    @property
-    def bits(self) -> int:
-        return 4 if self.spec.codes.bits <= 4 else 8
+        held = hold(ROUNDINGS[self.rounding].round(weight_nk, self.spec, {}))
+        points = (held.points,) if isinstance(held, PointsLinear) else ()
+        return (held.weight, *points, held.row_scales, held.group_scales, held.group_offsets)
 
 
 @final
@@ -125,29 +124,50 @@ class QuantizeLinears(Pass):
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Values as rows of integers: each is quantized once for all products that read it."""
+    """Values as rows of a format: each is quantized once for all products that read it."""
 
     program: Program
     made: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = field(default_factory=dict)
+    rounded: dict[tuple[fx.Node, QuantSpec], fx.Node] = field(default_factory=dict)
 
     def of(self, value: fx.Node, bits: int) -> tuple[fx.Node, fx.Node]:
         """The codes and scales of `value`; a rotation that makes it is done on the way."""
         if (value, bits) in self.made:
             return self.made[value, bits]
-        args: tuple[object, ...] = (value, bits)
-        if read.calls(value, qpass.hadamard.default):
-            signs, factor = read.value(value, "signs"), read.value(value, "factor")
-            args = (read.value(value, "x"), bits, signs, factor, read.integer(value, "power"))
+        x, *turn = _turn(value)
         before = edit.after(self.program, value)
-        both = edit.call(self.program, before, qpass.quantize_rows.default, *args, like=value)
+        both = edit.call(
+            self.program, before, qpass.quantize_rows.default, x, bits, *turn, like=value
+        )
         codes, scales = (
             edit.call(self.program, before, operator.getitem, both, i, like=value) for i in (0, 1)
         )
         return self.made.setdefault((value, bits), (codes, scales))
 
+    def floats(self, value: fx.Node, spec: QuantSpec) -> fx.Node:
+        """`value` rounded to a dynamic spec, in float32; a rotation is done on the way."""
+        if (value, spec) in self.rounded:
+            return self.rounded[value, spec]
+        x, *turn = _turn(value)
+        block = spec.block if isinstance(spec.block, int) else 0
+        kind = (spec.format, block, spec.scale_format, spec.tensor_scale, spec.symmetric)
+        before = edit.after(self.program, value)
+        new = edit.call(
+            self.program, before, qpass.fake_quantize.default, x, *kind, *turn, like=value
+        )
+        return self.rounded.setdefault((value, spec), new)
+
+
+def _turn(value: fx.Node) -> tuple[object, ...]:
+    """What a rotation turns into `value`, and its signs, factor and power; or `value` alone."""
+    if not read.calls(value, qpass.hadamard.default):
+        return (value,)
+    signs, factor = read.value(value, "signs"), read.value(value, "factor")
+    return (read.value(value, "x"), signs, factor, read.integer(value, "power"))
+
 
 def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) -> Note:
-    if (why := unpackable(choice.weight) or _unquantizable(choice.activation)) is not None:
+    if (why := unreadable(choice.activation)) is not None:
         return Note(False, choice.site, f"left float: {why}")
     node, value, use = (program.node(name) for name in (matmul.node, matmul.value, matmul.use))
     shape = read.static_shape(use)
@@ -156,13 +176,20 @@ def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) 
     form = AsPacked(choice.weight, choice.rounding, matmul.reads)
     parts = _parts(program, use, form)
     bias = None if matmul.bias is None else _exact(program, program.node(matmul.bias))
-    sizes = (bias, form.bits, shape[matmul.reads], shape[matmul.writes])
-    if choice.activation is None:
-        new = edit.call(program, node, qpass.linear.real, value, *parts, *sizes, like=node)
-    else:
-        codes, scales = rows.of(value, choice.activation.codes.bits)
+    bits = container_bits(choice.weight)
+    sizes = (bias,) if bits is None else (bias, bits, shape[matmul.reads], shape[matmul.writes])
+    product = qpass.linear.points if bits is None else qpass.linear.real
+    spec = choice.activation
+    if spec is None:
+        new = edit.call(program, node, product, value, *parts, *sizes, like=node)
+    elif bits is not None and integer_rows(spec):
+        codes, scales = rows.of(value, spec.codes.bits)
         args = (codes, scales, *parts, *sizes, read.dtype(node))
         new = edit.call(program, node, qpass.linear.codes, *args, like=node)
+    else:
+        new = edit.call(program, node, product, rows.floats(value, spec), *parts, *sizes, like=node)
+        if read.dtype(node) is not torch.float32:
+            new = edit.call(program, node, aten.to.dtype, new, read.dtype(node), like=node)
     edit.replace(node, new)
     return Note(True, choice.site, _described(choice))
 
@@ -177,10 +204,8 @@ def _exact(program: Program, bias: fx.Node) -> fx.Node:
 
 def _look_up(program: Program, node: fx.Node, table: fx.Node, choice: Quantized) -> Note:
     spec = choice.weight
-    why = unpackable(spec)
-    if spec.grouped or spec.codes.bits > 8:
-        why = "tables are looked up with one scale for each row"
-    if why is not None:
+    if spec.grouped or spec.codes.code_dtype is not torch.int8:
+        why = "tables are looked up as integers with one scale for each row"
         return Note(False, choice.site, f"left float: {why}")
     parts = _parts(program, table, AsRows(spec, choice.rounding))
     indices = read.value(node, "indices")
@@ -203,24 +228,7 @@ def _parts(program: Program, use: fx.Node, form: Form) -> list[fx.Node | None]:
     return made
 
 
-def unpackable(spec: QuantSpec) -> str | None:
-    """Why no operator reads weights of this spec, or None."""
-    if not isinstance(spec.codes, Integers) or spec.codes.bits > 8:
-        return f"weights are packed as integers of up to 8 bits, not {spec.format}"
-    if spec.grouped and spec.scale_dtype is not torch.float16:
-        return f"scales of blocks are packed as float16, not {spec.scale_format}"
-    return None
-
-
-def _unquantizable(spec: QuantSpec | None) -> str | None:
-    if spec is None:
-        return None
-    plain = spec.dynamic and spec.symmetric and spec.block == "channel" and spec.axis == -1
-    if not plain or not isinstance(spec.codes, Integers) or not 2 <= spec.codes.bits <= 8:
-        return "activations become integers of 2 to 8 bits with one symmetric scale per token"
-    return None
-
-
 def _described(choice: Quantized) -> str:
     kept = "float" if choice.activation is None else choice.activation.format
-    return f"weight {choice.weight.format}, activations {kept}"
+    slow = f", {REFERENCE}" if by_reference(choice.weight, choice.activation) else ""
+    return f"weight {choice.weight.format}, activations {kept}{slow}"

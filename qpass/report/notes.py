@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from qpass.ir import Note
 from qpass.plan import Plan
+from qpass.quantize.containers import REFERENCE, by_reference
 from qpass.report.table import Cell, Table
 from qpass.rotations import Element, Transform
 
@@ -31,7 +32,9 @@ def plan_table(plan: Plan) -> Table:
     for entry in plan.quantized:
         stored = entry.weight.format
         read = "float" if entry.activation is None else entry.activation.format
-        rows.append(("quantized", entry.site, f"{stored} weight, {read} input, {entry.rounding}"))
+        slow = f", {REFERENCE}" if by_reference(entry.weight, entry.activation) else ""
+        how = f"{stored} weight, {read} input, {entry.rounding}{slow}"
+        rows.append(("quantized", entry.site, how))
     rows += [("declined", entry.where, entry.why) for entry in plan.declined]
     return Table("plan", ("what", "where", "how"), tuple(rows))
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
-from qpass.ops import PackedLinear, from_nibbles, pack_linear
+from qpass.formats import QuantSpec
+from qpass.quantize.containers import hold
 from qpass.rotations import Transform
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear, integers
+from qpass.targets.tensors import Shapes, from_tensors, shapes
 from qpass.targets.turned import Turned
 
-Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +39,9 @@ class Form:
     """What decides a layer but for the values of its tensors.
 
     `bits` is None for a float layer; `groups` counts the scales of a row beside its own (0: none).
-    `bias` names the type of the bias, `after` is a transform that runs behind the layer.
+    `bias` names the type of the bias, `after` is a transform that runs behind the layer. `spec` is
+    that of the weight where the fields before do not say it; `activation` that of rows which do not
+    become integers.
     """
 
     path: str
@@ -55,6 +58,8 @@ class Form:
     after: Transform | None = None
     transposed: bool = False
     padding_idx: int | None = None
+    spec: QuantSpec | None = None
+    activation: QuantSpec | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "rotated", "embedding", "turned"):
@@ -73,36 +78,38 @@ class Form:
         bias: Shapes = {} if self.bias is None else {"bias": ((n,), _DTYPES[self.bias])}
         if self.kind == "rotated":
             return {"rotated": ((n, k), _DTYPES[self.dtype]), **bias}
-        four = self.bits == 4
-        found: Shapes = {
-            "codes": ((n, -(-k // 2)), torch.uint8) if four else ((n, k), torch.int8),
-            "row_scales": ((n,), torch.float32),
-        }
-        if self.groups:
-            found["group_scales"] = ((n, self.groups), torch.float16)
-        if self.offsets:
-            found["group_offsets"] = ((n, self.groups), torch.float16)
-        return {**found, **bias}
+        return {**shapes(self.weight, n, k), **bias}
+
+    @property
+    def weight(self) -> QuantSpec:
+        """What the codes of a linear layer mean."""
+        return self.spec or integers(
+            self.bits or 8, self.groups, self.columns, offsets=self.offsets
+        )
 
     def table(self) -> dict[str, object]:
         """A table that `read` takes back."""
         found = dataclasses.asdict(self)
-        if self.after is None:
-            # checkpoints without such layers are written as they were before there were any
-            del found["after"]
+        for name, spec in (("spec", self.spec), ("activation", self.activation)):
+            found[name] = None if spec is None else spec.table()
+        for name in ("after", "spec", "activation"):
+            if found[name] is None:
+                # checkpoints without such layers are written as they were before there were any
+                del found[name]
         return found
 
     @staticmethod
     def read(table: Mapping[str, object]) -> Form:
         """The form that `table` wrote."""
-        fields = dict(table)
-        turns = [fields.pop(name, None) for name in ("transform", "after")]
+        fields: dict[str, Any] = dict(table)
         try:
-            transform, after = (
-                None if turn is None else Transform(**cast("Mapping[str, int]", turn))  # type: ignore[arg-type]
-                for turn in turns
-            )
-            return Form(**fields, transform=transform, after=after)  # type: ignore[arg-type]
+            for name in ("transform", "after"):
+                if fields.get(name) is not None:
+                    fields[name] = Transform(**fields[name])
+            for name in ("spec", "activation"):
+                if fields.get(name) is not None:
+                    fields[name] = QuantSpec.read(fields[name])
+            return Form(**fields)
         except TypeError as error:
             raise BadInput(f"a layer of the checkpoint is not understood: {error}") from error
 
@@ -152,12 +159,14 @@ class Blank(nn.Module):
                 transposed=form.transposed,
             )
         return QuantizedLinear(
-            _packed(form, held),
+            hold(from_tensors(form.weight, form.columns, held)),
             held.get("bias"),
             dtype=dtype,
             activation_bits=form.activation_bits,
+            activation=form.activation,
             transform=form.transform,
             transposed=form.transposed,
+            spec=form.weight,
         )
 
 
@@ -217,20 +226,24 @@ def _form(path: str, module: nn.Module) -> Form | None:
         rows, columns = module.num_embeddings, module.embedding_dim
         return Form(path, "embedding", rows, columns, dtype, bits=8, padding_idx=padding)
     if isinstance(module, QuantizedLinear):
-        return Form(
+        spec = module.spec
+        form = Form(
             path,
             "linear",
             module.out_features,
             module.in_features,
             _name(module.dtype),
-            bits=module.bits,
+            bits=spec.codes.bits,
             groups=0 if module.group_scales is None else module.groups,
             offsets=module.group_offsets is not None,
             bias=None if module.bias is None else _name(module.bias.dtype),
             activation_bits=module.activation_bits,
             transform=None if module.online is None else module.online.transform,
             transposed=module.transposed,
+            activation=module.activation,
         )
+        plain = integers(module.bits, form.groups, form.columns, offsets=form.offsets)
+        return form if spec == plain else dataclasses.replace(form, spec=spec)
     if isinstance(module, RotatedLinear):
         return Form(
             path,
@@ -248,20 +261,6 @@ def _form(path: str, module: nn.Module) -> Form | None:
         dtype = _name(module.dtype)
         return Form(path, "turned", rows, columns, dtype, transform=before, after=after)
     return None
-
-
-def _packed(form: Form, held: Mapping[str, Tensor]) -> PackedLinear:
-    bits = form.bits or 8
-    codes = held["codes"]
-    if bits == 4:
-        codes = from_nibbles(codes, form.columns, signed=not form.offsets)
-    return pack_linear(
-        codes,
-        held["row_scales"].clone(),
-        held.get("group_scales"),
-        held.get("group_offsets"),
-        bits=bits,
-    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,53 +4,37 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Mapping
-from typing import Any, Self, final
+from collections.abc import Mapping
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
+from qpass.formats import QuantSpec
 from qpass.ops import (
     PackedLinear,
+    PointsLinear,
     embedding,
-    from_nibbles,
+    fake_quantize,
     hadamard,
     linear_codes,
+    linear_points,
     linear_real,
-    pack_linear,
     quantize_rows,
-    to_nibbles,
 )
 from qpass.ops.packing import unpack, untile
+from qpass.quantize.containers import Held, hold, release
 from qpass.rotations import Transform
-from qpass.runtime import native
 from qpass.targets.backward import refusing_backward
 from qpass.targets.crossing import gated
+from qpass.targets.fixed import Fixed, Quantized
+from qpass.targets.tensors import Shapes, from_tensors, shapes, to_tensors
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """The type that a layer of `dtype` computes in before it rounds."""
     return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-class Fixed(nn.Module):
-    """A module of qpass's operators, whose buffers keep their types when it is cast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # the operators run on plain PyTorch until somebody loads the kernels
-        native.load()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 @final
@@ -87,74 +71,18 @@ class OnlineTransform(Fixed):
         return f"{self.transform.rotation}, {self.transform.width}"
 
 
-class _Quantized(Fixed, abc.ABC):
-    """Integers and scales: packed in memory, in the form of checkpoints in the state dict."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        if not dtype.is_floating_point:
-            raise BadInput(f"a layer computes in a floating type, not {dtype}")
-        self.dtype = dtype
-
-    @abc.abstractmethod
-    def canonical(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, by name."""
-
-    @abc.abstractmethod
-    def expected(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """The shape and type of each canonical tensor."""
-
-    @abc.abstractmethod
-    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy canonical tensors of the expected shapes and types."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        # what a cast does change is the type that the layer computes in
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
-        return self
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        for name, tensor in self.canonical().items():
-            destination[prefix + name] = tensor
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        expected = {prefix + name: found for name, found in self.expected().items()}
-        missing = [key for key in expected if key not in state_dict]
-        missing_keys += missing
-        if strict:
-            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in expected]
-        wrong: list[str] = []
-        for key, (shape, dtype) in expected.items():
-            given = state_dict.get(key)
-            if given is not None and (tuple(given.shape), given.dtype) != (shape, dtype):
-                found = f"{given.dtype} {tuple(given.shape)}"
-                wrong.append(f"{key} is {found}, expected {dtype} {shape}")
-        error_msgs += wrong
-        if not missing and not wrong:
-            self.adopt({key.removeprefix(prefix): state_dict[key] for key in expected})
-
-
 @final
-class QuantizedLinear(_Quantized):
+class QuantizedLinear(Quantized):
     """`x @ W.T + bias` with a quantized W, after an optional transform of `x`.
 
-    With `activation_bits` the (transformed) rows of `x` become integers too. `transposed` records
-    that the layer it stands in for stores `[in, out]`.
+    With `activation_bits` the (transformed) rows of `x` become integers too; with `activation` they
+    are rounded to that dynamic spec, by a reference path without kernels. So are weights that are
+    no integers of 4 or 8 bits: `spec` says what the codes mean, by default integers that count as
+    they are packed. `transposed` records that the layer it stands in for stores `[in, out]`.
     """
 
     packed_weight: Tensor
+    points: Tensor | None
     row_scales: Tensor
     group_scales: Tensor | None
     group_offsets: Tensor | None
@@ -163,38 +91,62 @@ class QuantizedLinear(_Quantized):
 
     def __init__(
         self,
-        packed: PackedLinear,
+        packed: Held,
         bias: Tensor | None = None,
         *,
         dtype: torch.dtype,
         activation_bits: int | None = None,
+        activation: QuantSpec | None = None,
         transform: Transform | None = None,
         transposed: bool = False,
+        spec: QuantSpec | None = None,
     ) -> None:
         super().__init__(dtype)
         if transform is not None and transform.width != packed.in_features:
             raise BadInput(f"{transform} meets an input of width {packed.in_features}")
+        if activation is not None and activation_bits is not None:
+            raise BadInput("activation: given beside activation_bits; pass one of them")
+        if activation_bits is not None and isinstance(packed, PointsLinear):
+            raise BadInput("activation_bits: this weight is no integers; pass activation, a spec")
         self.online = None if transform is None else OnlineTransform(transform, dtype)
-        self.bits = packed.bits
+        self.bits = packed.bits if isinstance(packed, PackedLinear) else 8
         self.in_features = packed.in_features
         self.out_features = packed.out_features
         self.activation_bits = activation_bits
+        self.activation = activation
         self.transposed = transposed
         self._hold(packed, bias)
+        groups = 0 if self.group_scales is None else self.groups
+        offsets = self.group_offsets is not None
+        self.spec = spec or integers(self.bits, groups, self.in_features, offsets=offsets)
 
-    def _hold(self, packed: PackedLinear, bias: Tensor | None) -> None:
+    def _hold(self, packed: Held, bias: Tensor | None) -> None:
         if bias is not None:
             # as exact as the sums it is added to, whatever the dtype of the module
             bias = bias.detach().to(_wide(bias.dtype), copy=True)
-        self.register_buffer("packed_weight", packed.weight, persistent=False)
-        self.register_buffer("row_scales", packed.row_scales, persistent=False)
-        self.register_buffer("group_scales", packed.group_scales, persistent=False)
-        self.register_buffer("group_offsets", packed.group_offsets, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
+        buffers = {
+            "packed_weight": packed.weight,
+            "points": packed.points if isinstance(packed, PointsLinear) else None,
+            "row_scales": packed.row_scales,
+            "group_scales": packed.group_scales,
+            "group_offsets": packed.group_offsets,
+            "bias": bias,
+        }
+        # torch.export counts absent buffers as if they were there: they come last
+        for name, tensor in sorted(buffers.items(), key=lambda item: item[1] is None):
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
-    def packed(self) -> PackedLinear:
+    def packed(self) -> Held:
         """The weight as the operators take it."""
+        if self.points is not None:
+            return PointsLinear(
+                self.packed_weight,
+                self.points,
+                self.row_scales,
+                self.group_scales,
+                self.group_offsets,
+            )
         return PackedLinear(
             self.packed_weight,
             self.row_scales,
@@ -216,7 +168,9 @@ class QuantizedLinear(_Quantized):
 
     @property
     def codes(self) -> Tensor:
-        """The codes `[N, K]`, one to a byte."""
+        """The codes `[N, K]` in their container, one to a byte."""
+        if self.points is not None:
+            return self.packed_weight
         shape = (self.out_features, self.in_features)
         return unpack(self.packed_weight, self.bits, shape, self.groups, signed=self.signed)
 
@@ -226,17 +180,23 @@ class QuantizedLinear(_Quantized):
 
         `[N, K]`, or `[K, N]` where the layer stands in for one that stores it so.
         """
-        n, wide = self.out_features, _wide(self.dtype)
+        wide = _wide(self.dtype)
+        values = self._numbers(wide)
+        if self.online is not None:
+            values = self.online.undo(values)
+        values = values.to(self.dtype)
+        return values.mT if self.transposed else values
+
+    def _numbers(self, wide: torch.dtype) -> Tensor:
+        held, n = self.packed, self.out_features
+        if isinstance(held, PointsLinear):
+            return held.dequantize(wide)
         values = self.codes.to(wide).reshape(n, self.groups, -1)
         if self.group_scales is not None:
             values = values * untile(self.group_scales, n).to(wide).unsqueeze(2)
         if self.group_offsets is not None:
             values = values + untile(self.group_offsets, n).to(wide).unsqueeze(2)
-        values = values.reshape(n, self.in_features) * self.row_scales.to(wide).unsqueeze(1)
-        if self.online is not None:
-            values = self.online.undo(values)
-        values = values.to(self.dtype)
-        return values.mT if self.transposed else values
+        return values.reshape(n, self.in_features) * self.row_scales.to(wide).unsqueeze(1)
 
     @gated
     def forward(self, x: Tensor) -> Tensor:
@@ -245,70 +205,58 @@ class QuantizedLinear(_Quantized):
         return self._product(x)
 
     def _product(self, x: Tensor) -> Tensor:
-        online = self.online
-        if self.activation_bits is None:
-            return linear_real(x if online is None else online(x), self.packed, self.bias)
-        if online is None:
-            codes, scales = quantize_rows(x, self.activation_bits)
+        online, held = self.online, self.packed
+        signs, factor, power = None, None, 1
+        if online is not None:
+            signs, factor, power = online.signs, online.factor, online.power
+        if self.activation_bits is not None:
+            assert isinstance(held, PackedLinear)
+            codes, scales = quantize_rows(x, self.activation_bits, signs, factor, power)
+            return linear_codes(codes, scales, held, self.bias, x.dtype)
+        if self.activation is not None:
+            # float32, in which the product sums them
+            y = fake_quantize(x, self.activation, signs, factor, power)
         else:
-            codes, scales = quantize_rows(
-                x, self.activation_bits, online.signs, online.factor, online.power
-            )
-        return linear_codes(codes, scales, self.packed, self.bias, x.dtype)
+            y = x if online is None else online(x)
+        if isinstance(held, PointsLinear):
+            return linear_points(y, held, self.bias).to(x.dtype)
+        return linear_real(y, held, self.bias).to(x.dtype)
 
     def canonical(self) -> dict[str, Tensor]:
-        n = self.out_features
-        codes = self.codes
-        found = {
-            "codes": to_nibbles(codes) if self.bits == 4 else codes,
-            "row_scales": self.row_scales,
-        }
-        if self.group_scales is not None:
-            found["group_scales"] = untile(self.group_scales, n)
-        if self.group_offsets is not None:
-            found["group_offsets"] = untile(self.group_offsets, n)
-        if self.bias is not None:
-            found["bias"] = self.bias
-        return found
+        found = to_tensors(release(self.packed, self.spec))
+        return found if self.bias is None else {**found, "bias": self.bias}
 
-    def expected(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        n, k = self.out_features, self.in_features
-        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "codes": ((n, -(-k // 2)), torch.uint8) if self.bits == 4 else ((n, k), torch.int8),
-            "row_scales": ((n,), torch.float32),
-        }
-        if self.group_scales is not None:
-            found["group_scales"] = ((n, self.groups), torch.float16)
-        if self.group_offsets is not None:
-            found["group_offsets"] = ((n, self.groups), torch.float16)
-        if self.bias is not None:
-            found["bias"] = ((n,), self.bias.dtype)
-        return found
+    def expected(self) -> Shapes:
+        n = self.out_features
+        found = shapes(self.spec, n, self.in_features)
+        return found if self.bias is None else {**found, "bias": ((n,), self.bias.dtype)}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        codes = tensors["codes"]
-        if self.bits == 4:
-            codes = from_nibbles(codes, self.in_features, signed=self.signed)
-        packed = pack_linear(
-            codes,
-            tensors["row_scales"].clone(),
-            tensors.get("group_scales"),
-            tensors.get("group_offsets"),
-            bits=self.bits,
-        )
-        bias = tensors.get("bias")
-        self._hold(packed, bias)
+        self._hold(hold(from_tensors(self.spec, self.in_features, tensors)), tensors.get("bias"))
 
     def extra_repr(self) -> str:
-        activation = "float" if self.activation_bits is None else f"int{self.activation_bits}"
+        if self.activation is not None:
+            activation = self.activation.format
+        else:
+            activation = "float" if self.activation_bits is None else f"int{self.activation_bits}"
         return (
-            f"{self.in_features}, {self.out_features}, bits={self.bits}, groups={self.groups}, "
-            f"activation={activation}, bias={self.bias is not None}"
+            f"{self.in_features}, {self.out_features}, format={self.spec.format}, "
+            f"groups={self.groups}, activation={activation}, bias={self.bias is not None}"
         )
+
+
+def integers(bits: int, groups: int, width: int, *, offsets: bool) -> QuantSpec:
+    """The spec of rows of integers of 4 or 8 bits with scales as kernels read them."""
+    return QuantSpec(
+        f"int{bits}",
+        width // groups if groups > 1 else "channel",
+        scale_format="float16" if groups else "float32",
+        symmetric=not offsets,
+    )
 
 
 @final
-class QuantizedEmbedding(_Quantized):
+class QuantizedEmbedding(Quantized):
     """Rows `codes[i] * scales[i]` of a table of int8 codes `[V, D]`."""
 
     codes: Tensor
@@ -340,7 +288,7 @@ class QuantizedEmbedding(_Quantized):
     def canonical(self) -> dict[str, Tensor]:
         return {"codes": self.codes, "row_scales": self.scales}
 
-    def expected(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def expected(self) -> Shapes:
         v, d = self.num_embeddings, self.embedding_dim
         return {"codes": ((v, d), torch.int8), "row_scales": ((v,), torch.float32)}
 

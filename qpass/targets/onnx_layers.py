@@ -11,8 +11,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from qpass.errors import Unsupported
+from qpass.formats import Integers, QuantizedTensor, QuantSpec
 from qpass.ir import Note
-from qpass.ops.packing import untile
+from qpass.quantize.containers import container_bits, release
 from qpass.rotations.hadamard_orders import sylvester
 from qpass.targets.layers import (
     OnlineTransform,
@@ -25,10 +27,10 @@ OPSET = 21  # the first with 4-bit integers and DequantizeLinear by blocks
 # buffers of this name hold int8 numbers that the file stores in 4 bits
 NIBBLES = "int4_codes"
 BYTES = "int8_codes"
+# those that it stores as 8-bit floats
+FLOATS = "float8_codes"
 # blocks for which ONNX Runtime has products with integer weights: these powers of two
 FUSED_BLOCKS = (256, 128, 64, 32, 16)
-# 4-bit codes that count from zero are stored counting from -8
-MIDDLE = 8
 # larger Hadamard matrices run as two Kronecker factors: n (a + b) products instead of n a b
 LARGEST_FACTOR = 128
 
@@ -142,19 +144,18 @@ class _Linear(_Weighted):
         self.online = None if layer.online is None else _Online(layer.online)
         self.shape = (layer.in_features, layer.out_features)
         self.groups = layer.groups
-        self.codes = NIBBLES if layer.bits == 4 else BYTES
         self.reasons: list[str] = []
-        n = layer.out_features
-        codes = layer.codes
-        scales_ng = layer.row_scales.unsqueeze(1)
-        if layer.group_scales is not None:
-            scales_ng = scales_ng * untile(layer.group_scales, n).float()
-        offsets_ng = None
-        if layer.group_offsets is not None:
-            offsets_ng = untile(layer.group_offsets, n).float() * layer.row_scales.unsqueeze(1)
-            if not layer.signed:
-                codes = codes.to(torch.int8) - MIDDLE
-                offsets_ng = offsets_ng + MIDDLE * scales_ng
+        weight = release(layer.packed, layer.spec)
+        rows_n1 = weight.row_scales_n.unsqueeze(1)
+        scales_ng, offsets_ng = rows_n1, None
+        if weight.group_scales_ng is not None:
+            scales_ng = rows_n1 * weight.group_scales_ng.float()
+        if weight.group_offsets_ng is not None:
+            offsets_ng = rows_n1 * weight.group_offsets_ng.float()
+        self.codes, codes, unit, zero = _stored(weight, self.reasons)
+        if offsets_ng is not None:
+            offsets_ng = offsets_ng + zero * scales_ng
+        scales_ng = scales_ng * unit
         self.block = self._block(layer)
         if self.block:
             scales_gn = scales_ng.repeat_interleave(
@@ -166,9 +167,12 @@ class _Linear(_Weighted):
         self.register_buffer("scales", scales_gn)
         self.register_buffer("offsets", None if offsets_ng is None else offsets_ng.mT.contiguous())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.float())
+        rows = layer.activation.format if layer.activation is not None else None
         if layer.activation_bits is not None:
+            rows = f"{layer.activation_bits} bits"
+        if rows is not None:
             self.reasons.append(
-                f"activations of {layer.activation_bits} bits stay float: quantize and dequantize "
+                f"activations of {rows} stay float: quantize and dequantize "
                 "nodes have no scales that follow the rows"
             )
 
@@ -207,6 +211,24 @@ class _Linear(_Weighted):
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype)
+
+
+def _stored(weight: QuantizedTensor, reasons: list[str]) -> tuple[str, Tensor, float, int]:
+    """The name that says how the file stores codes, these, what they count in, and which was 0."""
+    points = weight.spec.codes
+    if isinstance(points, Integers):
+        zero = 2 ** (points.bits - 1) if points.first == 0 else 0
+        if points.bits not in (4, 8):
+            reasons.append(f"codes of {points.bits} bits are stored in 4: there is no such type")
+        codes = (weight.codes_nk.to(torch.int16) - zero).to(torch.int8)
+        return (NIBBLES if points.bits <= 4 else BYTES), codes, 1.0, zero
+    unit = points.magnitudes[-1]
+    if container_bits(QuantSpec(points.name)) is not None:
+        reasons.append(f"{points.name} codes are stored as int8: ONNX Runtime has no such type")
+        return BYTES, (points.decode(weight.codes_nk) / unit).to(torch.int8), unit, 0
+    if points.name != "e4m3":
+        raise Unsupported(f"ONNX has no type for {points.name} codes; keep these layers float")
+    return FLOATS, weight.codes_nk.view(torch.float8_e4m3fn), 1.0, 0
 
 
 @final

@@ -20,7 +20,7 @@ from qpass.capture.hush import hushed
 from qpass.errors import BadInput, CaptureFailed, Unsupported
 from qpass.ir import Note
 from qpass.targets.guard import suspended
-from qpass.targets.onnx_layers import FUSED_BLOCKS, NIBBLES, OPSET, standing_in
+from qpass.targets.onnx_layers import FLOATS, FUSED_BLOCKS, NIBBLES, OPSET, standing_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -157,7 +157,7 @@ def _finish(model: ir.Model) -> tuple[int, int]:
             block = node.attributes.get_int("block_size", 0)
             # a weight that two products share is decoded for both
             alone = len(node.outputs[0].uses()) == 1
-            fusible += alone and (block == 0 or block in FUSED_BLOCKS)
+            fusible += alone and (block == 0 or block in FUSED_BLOCKS) and not _floats(node)
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -166,6 +166,12 @@ def _finish(model: ir.Model) -> tuple[int, int]:
     model.producer_name = "qpass"
     model.producer_version = None
     return linears, fusible
+
+
+def _floats(node: ir.Node) -> bool:
+    """Whether the codes that a node decodes are floats, which no product takes as they are."""
+    codes = node.inputs[0]
+    return codes is not None and (codes.name or "").rpartition(".")[2] == FLOATS
 
 
 def _narrow(value: ir.Value) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 
 from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.errors import Unsupported
-from qpass.formats import Integers, QuantizedTensor
+from qpass.formats import QuantizedTensor
 from qpass.ir import Note, Owner, Program, Weight, read
-from qpass.ops import PackedLinear, pack_linear
 from qpass.plan import Plan, Quantized
+from qpass.quantize.containers import REFERENCE, by_reference, hold, stored_as, unreadable
 from qpass.rotations import Transform
 from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
@@ -121,7 +121,8 @@ class _Wanted:
         spec, activation = self.entry.weight, self.entry.activation
         stored = f"{spec.format}, block {spec.block}" + ("" if spec.symmetric else ", asymmetric")
         rows = "" if activation is None else f", rows {activation.format}"
-        return stored + rows + (f", {online}" if online else "")
+        slow = f", {REFERENCE}" if by_reference(spec, activation) else ""
+        return stored + rows + slow + (f", {online}" if online else "")
 
 
 def _layer(
@@ -146,17 +147,24 @@ def _layer(
             transposed=transposed,
             requires_grad=stored.requires_grad,
         )
-    codes = encode(wanted.entry, value_nk)
+    entry = wanted.entry
+    codes = encode(entry, value_nk)
     if wanted.table:
         return _embedding(module, owner, codes, stored.dtype)
     wide = torch.float64 if stored.dtype is torch.float64 else torch.float32
+    rows = entry.activation
+    if (why := unreadable(rows)) is not None:
+        raise Unsupported(f"{entry.site}: {why}; set activation.dynamic = true")
+    kernel = rows is not None and not by_reference(entry.weight, rows)
     return QuantizedLinear(
-        packed(codes, owner.path),
+        hold(codes),
         None if bias is None else bias.to(wide),
         dtype=stored.dtype,
-        activation_bits=_activation_bits(wanted.entry),
+        activation_bits=rows.codes.bits if rows is not None and kernel else None,
+        activation=None if kernel else rows,
         transform=transform,
         transposed=transposed,
+        spec=stored_as(entry.weight, value_nk.shape[1]),
     )
 
 
@@ -169,32 +177,6 @@ def _embedding(
         )
     padding = module.padding_idx if isinstance(module, nn.Embedding) else None
     return QuantizedEmbedding(codes.codes_nk, codes.row_scales_n, dtype=dtype, padding_idx=padding)
-
-
-def packed(tensor: QuantizedTensor, where: str) -> PackedLinear:
-    """The weight as the operators take it; raises `Unsupported` where they cannot."""
-    spec = tensor.spec
-    if not isinstance(spec.codes, Integers):
-        raise Unsupported(f"{where}: no operator takes {spec.format} codes; use an integer format")
-    for values in (tensor.group_scales_ng, tensor.group_offsets_ng):
-        # the operators read scales of groups as float16
-        if values is not None and not torch.equal(values.half().to(values.dtype), values):
-            raise Unsupported(
-                f"{where}: its {spec.scale_format} scales of groups do not fit float16\n"
-                '  set scale_format = "float16"'
-            )
-    bits = 4 if spec.codes.bits <= 4 else 8
-    scales, offsets = tensor.group_scales_ng, tensor.group_offsets_ng
-    return pack_linear(tensor.codes_nk, tensor.row_scales_n, scales, offsets, bits=bits)
-
-
-def _activation_bits(entry: Quantized) -> int | None:
-    if entry.activation is None:
-        return None
-    codes = entry.activation.codes
-    if not isinstance(codes, Integers) or codes.bits > 8:
-        raise Unsupported(f"{entry.site}: no operator takes {codes.name} rows")
-    return codes.bits
 
 
 def _transform(after: Program, value: fx.Node) -> Transform | None:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpass.errors import BadInput
-from qpass.ops.packing import from_nibbles, pack, pack_linear, tile, to_nibbles, unpack, untile
+from qpass.ops.bits import from_bits, to_bits
+from qpass.ops.packing import pack, pack_linear, tile, unpack, untile
 
 
 def random_codes(n: int, k: int, bits: int, signed: bool) -> torch.Tensor:
@@ -45,13 +46,29 @@ def test_the_first_line_is_as_documented() -> None:
     assert torch.equal(line.reshape(16, 4), codes.to(torch.int16))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("k", [1, 2, 7, 64])
-def test_nibbles_come_back(k: int, signed: bool) -> None:
-    codes = random_codes(5, k, 4, signed)
-    nibbles = to_nibbles(codes)
-    assert nibbles.shape == (5, -(-k // 2))
-    assert torch.equal(from_nibbles(nibbles, k, signed=signed), codes)
+@pytest.mark.parametrize("k", [0, 1, 2, 7, 8, 64])
+def test_codes_of_few_bits_come_back(k: int, signed: bool, bits: int) -> None:
+    codes = random_codes(5, k, bits, signed)
+    packed = to_bits(codes, bits)
+    assert packed.shape == (5, -(-k * bits // 8))
+    assert torch.equal(from_bits(packed, bits, k, codes.dtype), codes)
+
+
+def test_codes_lie_one_behind_the_other() -> None:
+    codes = torch.tensor([[1, 2, -1, 0, 3, -4, 1, 2, -2]], dtype=torch.int8)
+    (row,) = to_bits(codes, 3).tolist()
+    stream = sum((int(code) & 7) << 3 * i for i, code in enumerate(codes[0]))
+    assert row == list(stream.to_bytes(4, "little"))
+    assert to_bits(torch.tensor([[1, -2, 3]], dtype=torch.int8), 4).tolist() == [[0xE1, 0x03]]
+
+
+def test_bits_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(BadInput, match="9 codes of 3 bits are 4 bytes"):
+        from_bits(torch.zeros(2, 3, dtype=torch.uint8), 3, 9, torch.int8)
+    with pytest.raises(BadInput, match="1 to 8 bits, got 9"):
+        to_bits(torch.zeros(2, 3, dtype=torch.int8), 9)
 
 
 def test_tiles_come_back() -> None:

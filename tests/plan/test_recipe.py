@@ -31,20 +31,30 @@ def test_table_and_instance_round_trip(name: str):
 
 
 def test_presets_are_what_their_names_say():
-    assert set(preset_names()) == {"auto", "w8a8", "w8a16", "w4a16-g64", "w4a8", "w4a4"}
-    for name in set(preset_names()) - {"auto"}:
+    floats = {"mxfp4", "nvfp4"}
+    integers = set(preset_names()) - floats - {"auto"}
+    assert integers >= {"w8a8", "w8a16", "w4a16-g64", "w4a8", "w4a4", "w3a16-g64", "w2a16-g64"}
+    for name in integers:
         recipe = Recipe.read(name)
         assert recipe.weight is not None
-        bits = {"int4": 4, "int8": 8}
-        assert name.startswith(f"w{bits[recipe.weight.format]}a")
-        activation = 16 if recipe.activation is None else bits[recipe.activation.format]
+        assert name.startswith(f"w{recipe.weight.codes.bits}a")
+        activation = 16 if recipe.activation is None else recipe.activation.codes.bits
         assert f"a{activation}" in name
+        block = f"-g{recipe.weight.block}" in name
+        assert block is ("-g" in name)
+        if block:
+            assert name.endswith("-asym") is not recipe.weight.symmetric
         # weights that may lie on the grid already are rotated only where that is better
         rotated = "on" if recipe.weight.symmetric else "auto"
         assert recipe.rotation == ("off" if recipe.activation is None else rotated)
     assert Recipe.read("w4a8").weight == QuantSpec(
         "int4", 32, scale_format="float16", symmetric=False
     )
+    mx = QuantSpec("e2m1", 32, scale_format="e8m0")
+    nv = QuantSpec("e2m1", 16, scale_format="e4m3", tensor_scale=True)
+    for name, spec in (("mxfp4", mx), ("nvfp4", nv)):
+        assert Recipe.read(name).weight == spec
+        assert Recipe.read(name).activation == dataclasses.replace(spec, dynamic=True)
 
 
 def test_auto_is_a_function_of_the_capability():
@@ -112,10 +122,13 @@ def test_unknown_names_come_with_the_nearest(what: str | dict[str, object], near
         ({"weight": {"block": "row"}}, "weight.block"),
         ({"weight": {"dynamic": True}}, "weight.dynamic"),
         ({"activation": {"dynamic": False}}, "activation.dynamic"),
-        ({"activation": {"symmetric": False}}, "activation.symmetric"),
-        ({"activation": {"block": 32}}, "activation.block"),
+        ({"activation": {"block": "tensor"}}, "activation.block"),
         ({"activation": {"axis": 0}}, "activation.axis"),
-        ({"activation": {"scale_format": "float16"}}, "activation.scale_format"),
+        ({"activation": {"scale_format": "float8"}}, "activation.scale_format"),
+        ({"activation": {"tensor_scale": True}}, "activation.tensor_scale"),
+        ({"activation": {"block": 16, "scale_format": "e4m3"}}, "activation.tensor_scale"),
+        ({"weight": {"format": "e2m1", "symmetric": False}}, "weight.symmetric"),
+        ({"weight": {"scale_format": "e8m0", "symmetric": False}}, "weight.symmetric"),
         ({"weight": "float"}, "weight"),
     ],
     ids=str,

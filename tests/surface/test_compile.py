@@ -4,6 +4,7 @@ Inductor takes seconds for each graph, so most tests run the lowered graph itsel
 """
 
 import copy
+import dataclasses
 import gc
 import logging
 import threading
@@ -281,12 +282,20 @@ class TestOptions:
         with torch.no_grad(), pytest.raises(UnknownName, match="did you mean 'max-autotune'"):
             module(batch(2, 7))
 
-    def test_strict_refuses_what_is_left_out(self):
+    def test_strict_refuses_what_is_left_out(self, tmp_path):
+        path = tmp_path / "plan.json"
         module = block()
-        wide = {"format": "int4", "block": 4, "scale_format": "float32"}
-        compiled(module, recipe={"recipe": "w4a8", "weight": wide}, strict=True)
-        with torch.no_grad(), pytest.raises(Unsupported, match="float16"):
+        compiled(module, recipe={"recipe": "w4a8", "rotation": "off"}, save_plan=str(path))
+        with torch.no_grad():
             module(batch(2, 7))
+        plan = Plan.load(path)
+        static = dataclasses.replace(plan.quantized[0].activation, dynamic=False)
+        left = dataclasses.replace(plan.quantized[0], activation=static)
+        other = block()
+        plan = dataclasses.replace(plan, quantized=(left, *plan.quantized[1:]))
+        compiled(other, plan=plan, strict=True)
+        with torch.no_grad(), pytest.raises(Unsupported, match="per token"):
+            other(batch(2, 7))
 
     def test_a_saved_plan_gives_the_same_result(self, tmp_path):
         path = tmp_path / "plan.json"

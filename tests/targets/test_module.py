@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qpass.capture.export import capture
 from qpass.errors import StateError, Unsupported
-from qpass.formats import QuantizedTensor, QuantSpec
-from qpass.plan import Quantized
+from qpass.formats import QuantizedTensor
+from qpass.plan import Quantized, Recipe
+from qpass.plan.choose import choose
 from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.module import write_back
 from qpass.targets.record import record_of
+from qpass.targets.replaceable import refusals
 from tests.targets.driver import apply
 from tests.zoo import NanoGPT, randomise, specimen, tokens
 
@@ -201,12 +205,16 @@ def test_modules_that_do_more_are_left_alone() -> None:
     assert relative(want, output(model, inputs)) <= EIGHT_BITS
 
 
-def test_scales_that_do_not_fit_are_refused_before_anything_changes() -> None:
+def test_activations_that_nothing_makes_are_refused_before_anything_changes() -> None:
     model, inputs = nano(), {"input_ids": tokens()}
+    before = capture(model, inputs).program
+    plan = choose(before, Recipe.read("w8a8", rotation="off"), refusals=refusals(model, before))
+    static = dataclasses.replace(plan.quantized[0].activation, dynamic=False)
+    wrong = [dataclasses.replace(entry, activation=static) for entry in plan.quantized]
     modules = dict(model.named_modules())
-    spec = QuantSpec("int4", 12, scale_format="float32")
-    with pytest.raises(Unsupported, match="float16"):
-        apply(model, inputs, "w8a16", weight=spec)
+    plan = dataclasses.replace(plan, quantized=tuple(wrong))
+    with pytest.raises(Unsupported, match="per token"):
+        write_back(model, before, before, plan)
     assert dict(model.named_modules()) == modules
 
 

@@ -1,0 +1,163 @@
+"""What holds a weight's codes while products read them: integers that kernels know, or a table.
+
+Kernels read integers of 4 or 8 bits with float16 scales of groups. Narrower integers are such
+integers; so are the points of a small float format, counted in its smallest point. Scales that are
+8-bit floats are float16 numbers, up to a power of two for each row. Everything else is read from a
+table of points, by the reference operator.
+"""
+
+# N rows, K columns, G groups of a row
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from qpass.formats import Format, Integers, QuantizedTensor, QuantSpec
+from qpass.ops import PackedLinear, PointsLinear, pack_linear
+from qpass.ops.packing import unpack, untile
+from qpass.ops.points import TABLE
+
+Held = PackedLinear | PointsLinear
+# what notes call the operators that are defined in plain PyTorch and have no kernels yet
+REFERENCE = "on the reference path, without kernels"
+NARROW = 4
+WIDE = 8
+# the largest power of two that float16 holds
+LARGEST_POWER = 2.0**15
+# the smallest factor of a row: numbers around it are normal in float32
+SMALLEST_FACTOR = 2.0**-120
+
+
+def container_bits(spec: QuantSpec) -> int | None:
+    """How many bits the integers have that hold weights of `spec`; None: a table serves them."""
+    codes = spec.codes
+    if spec.grouped and spec.scale_format not in ("float16", "e4m3", "e8m0"):
+        return None
+    if isinstance(codes, Integers):
+        return NARROW if codes.bits <= NARROW else WIDE if codes.bits <= WIDE else None
+    counts = [magnitude / _unit(codes) for magnitude in codes.magnitudes]
+    whole = all(count == int(count) for count in counts) and counts[0] < 2 ** (WIDE - 1)
+    return WIDE if whole else None
+
+
+def by_reference(weight: QuantSpec, activation: QuantSpec | None) -> bool:
+    """Whether a product runs on operators that have no kernels."""
+    if activation is not None and not integer_rows(activation):
+        return True
+    return container_bits(weight) is None
+
+
+def integer_rows(activation: QuantSpec) -> bool:
+    """Whether `quantize_rows` makes activations of `activation`: symmetric integers per token."""
+    codes = activation.codes
+    per_token = activation.block == "channel" and activation.scale_format == "float32"
+    integers = isinstance(codes, Integers) and 2 <= codes.bits <= WIDE
+    return activation.symmetric and per_token and integers
+
+
+def unreadable(activation: QuantSpec | None) -> str | None:
+    """Why no operator makes such activations, or None."""
+    if activation is None:
+        return None
+    rows = activation.axis == -1 and activation.block != "tensor"
+    if activation.dynamic and rows:
+        return None
+    return "activations are quantized when the model runs, per token or in blocks of one"
+
+
+def stored_as(spec: QuantSpec, width: int) -> QuantSpec:
+    """The spec of the rows of a weight `[N, width]`, one for all that are stored alike."""
+    block = spec.block
+    alone = block == width and not spec.tensor_scale
+    if block == "tensor" or (alone and (not spec.symmetric or spec.scale_format != "float32")):
+        block = "channel"
+    return dataclasses.replace(spec, block=block, axis=-1)
+
+
+def hold(tensor: QuantizedTensor) -> Held:
+    """The weight as an operator takes it."""
+    spec = tensor.spec
+    bits = container_bits(spec)
+    scales, offsets = tensor.group_scales_ng, tensor.group_offsets_ng
+    if bits is None:
+        return PointsLinear(
+            tensor.codes_nk,
+            _table(spec.codes).to(tensor.codes_nk.device),
+            tensor.row_scales_n,
+            None if scales is None else scales.float(),
+            None if offsets is None else offsets.float(),
+        )
+    codes, rows = tensor.codes_nk, tensor.row_scales_n
+    if not isinstance(spec.codes, Integers):
+        unit = _unit(spec.codes)
+        codes = (spec.codes.decode(codes) / unit).to(torch.int8)
+        rows = rows * unit
+    if scales is not None and spec.scale_format == "e8m0":
+        codes, rows, scales = _in_float16(codes, rows, scales.float())
+    elif scales is not None:
+        scales = scales.half()
+    return pack_linear(codes, rows, scales, offsets, bits=bits)
+
+
+def release(held: Held, spec: QuantSpec) -> QuantizedTensor:
+    """The tensor that was held.
+
+    Only blocks that are nothing beside others of their row, by a factor of 2^38, are zeros now.
+    """
+    if isinstance(held, PointsLinear):
+        scales, offsets = held.group_scales, held.group_offsets
+        return QuantizedTensor(
+            spec,
+            held.weight,
+            held.row_scales,
+            None if scales is None else scales.to(spec.scale_dtype),
+            None if offsets is None else offsets.to(spec.scale_dtype),
+        )
+    n, k = held.out_features, held.in_features
+    groups = 1 if held.group_scales is None else held.group_scales.shape[1]
+    signed = held.bits == WIDE or held.group_offsets is None
+    codes = unpack(held.weight, held.bits, (n, k), groups, signed=signed)
+    rows = held.row_scales
+    scales = None if held.group_scales is None else untile(held.group_scales, n)
+    offsets = None if held.group_offsets is None else untile(held.group_offsets, n)
+    if not isinstance(spec.codes, Integers):
+        unit = _unit(spec.codes)
+        codes = spec.codes.encode(codes.float() * unit)
+        rows = rows / unit
+    if scales is not None and spec.scale_format == "e8m0":
+        scales = spec.scales.stored(scales.float() * rows.unsqueeze(1))
+        rows = torch.ones_like(rows)
+    if scales is not None:
+        scales = scales.to(spec.scale_dtype)
+    return QuantizedTensor(spec, codes, rows, scales, offsets)
+
+
+def _in_float16(
+    codes_nk: Tensor, rows_n: Tensor, scales_ng: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales that are powers of two as float16, and the power that each row gives for that."""
+    n, groups = scales_ng.shape
+    used_ng = (codes_nk.reshape(n, groups, -1) != 0).any(2)
+    largest_n = torch.where(used_ng, scales_ng, 0.0).amax(1)
+    power_n = torch.where(largest_n > 0, largest_n / LARGEST_POWER, 1.0)
+    power_n = power_n.clamp(min=SMALLEST_FACTOR)
+    # smaller powers, of blocks that nobody sees beside the largest, are zeros
+    scales = torch.where(used_ng, scales_ng / power_n.unsqueeze(1), 0.0).half()
+    lost_ng = scales == 0
+    codes = codes_nk.reshape(n, groups, -1).masked_fill(lost_ng.unsqueeze(2), 0)
+    return codes.reshape(codes_nk.shape), rows_n * power_n, scales
+
+
+def _unit(codes: Format) -> float:
+    """The smallest point, a power of two."""
+    return codes.magnitudes[-1]
+
+
+def _table(codes: Format) -> Tensor:
+    """The points of a format by the bits of their codes."""
+    every = codes.codes()
+    table = torch.zeros(TABLE, dtype=torch.float32, device="cpu")
+    return table.index_put((every.view(torch.uint8).long(),), codes.decode(every))

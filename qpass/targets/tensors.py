@@ -1,0 +1,62 @@
+"""Which tensors of a checkpoint are a quantized weight, and what they look like."""
+
+# N rows, K columns, G groups of a row
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qpass.formats import QuantizedTensor, QuantSpec
+from qpass.ops import from_bits, row_bytes, to_bits
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def shapes(spec: QuantSpec, n: int, k: int) -> Shapes:
+    """The shape and type of each tensor of a weight `[n, k]`.
+
+    Codes of less than 8 bits lie one behind the other in a row. A factor that all rows share is one
+    number, and scales of 8 bits are bytes: their bit patterns.
+    """
+    codes = spec.codes
+    packed = codes.bits < 8
+    found: Shapes = {
+        "codes": ((n, row_bytes(k, codes.bits)), torch.uint8 if packed else codes.code_dtype),
+        "row_scales": ((min(n, 1) if spec.one_factor else n,), torch.float32),
+    }
+    if spec.grouped:
+        kind = torch.uint8 if spec.scales.bits == 8 else spec.scale_dtype
+        found["group_scales"] = ((n, spec.groups(k)), kind)
+        if not spec.symmetric:
+            found["group_offsets"] = ((n, spec.groups(k)), kind)
+    return found
+
+
+def to_tensors(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """The tensors of a weight, by name."""
+    spec = weight.spec
+    rows = weight.row_scales_n
+    found = {
+        "codes": to_bits(weight.codes_nk, spec.codes.bits),
+        "row_scales": rows[:1] if spec.one_factor else rows,
+    }
+    groups = {"group_scales": weight.group_scales_ng, "group_offsets": weight.group_offsets_ng}
+    for name, values in groups.items():
+        if values is not None:
+            found[name] = values.view(torch.uint8) if spec.scales.bits == 8 else values
+    return found
+
+
+def from_tensors(spec: QuantSpec, k: int, tensors: Mapping[str, Tensor]) -> QuantizedTensor:
+    """The weight `[n, k]` of these tensors, which have the shapes and types of its spec."""
+    codes = from_bits(tensors["codes"], spec.codes.bits, k, spec.codes.code_dtype)
+    rows = tensors["row_scales"]
+    scales, offsets = tensors.get("group_scales"), tensors.get("group_offsets")
+    if scales is not None and scales.dtype is torch.uint8:
+        scales = scales.view(spec.scale_dtype)
+    # what is stored is not what runs: a copy, so that the file's tensors can go
+    rows = rows.expand(len(codes)).contiguous() if spec.one_factor else rows.clone()
+    return QuantizedTensor(spec, codes, rows, scales, offsets)
