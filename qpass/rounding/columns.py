@@ -27,9 +27,12 @@ WIDE_CHUNK = 2**25
 class Columns:
     """Rows, columns first, and the scales of their groups, which may be changed.
 
-    Where all rows share their scales (`shared`), these are equal along n.
+    `rows` are those of the weight; `factor_n` are what turns entries into the weight's own. Where
+    all rows share their scales (`shared`), these are equal along n.
     """
 
+    rows: slice
+    factor_n: Tensor
     want_kn: Tensor
     grid: Grid
     length: int
@@ -40,6 +43,20 @@ class Columns:
     @property
     def groups(self) -> int:
         return len(self.scale_gn)
+
+    def some(self, rows: slice) -> Columns:
+        """Some of the rows, counted from the first of these; their scales are these ones'."""
+        first = self.rows.start + rows.start
+        return Columns(
+            slice(first, first + rows.stop - rows.start),
+            self.factor_n[rows],
+            self.want_kn[:, rows],
+            self.grid,
+            self.length,
+            self.shared,
+            self.scale_gn[:, rows],
+            self.offset_gn[:, rows],
+        )
 
     def scales(self, group: int) -> Scales:
         return Scales(self.scale_gn[group], self.offset_gn[group])
@@ -81,6 +98,8 @@ def round_columns(
         shared = spec.block == "tensor"
         groups = 1 if shared else spec.groups(k)
         sheet = Columns(
+            rows,
+            factors.float().expand(n),
             values_bl.reshape(n, k).t().contiguous(),
             grid,
             k // groups,

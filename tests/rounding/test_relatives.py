@@ -1,5 +1,7 @@
 """Babai, LDLQ, GPFQ, COMQ and corrected weights, each against what its paper says of it."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +12,11 @@ from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.feedback import feed_back
 from qpass.rounding.gpfq import Gpfq
 from qpass.rounding.gptq import Gptq, Order, column_order
-from qpass.rounding.hessian import Curvature, factored
+from qpass.rounding.hessian import Curvature, factored, shrunk
 from qpass.rounding.ldlq import Ldlq, blocked
+from qpass.rounding.minmax import MinMax
 from qpass.rounding.shift import corrected
+from qpass.rounding.yaqa import Yaqa
 from tests.rounding.layers import inputs, layer, seeded, statistics
 from tests.rounding.test_gptq import scales_of
 
@@ -202,3 +206,71 @@ def test_better_than_nearest_on_rows_it_never_saw(name: str):
         q = ROUNDINGS[name].round(one.weight, spec, one.stats).dequantize(torch.float64)
         plain = ROUNDINGS["nearest"].round(one.weight, spec, one.stats).dequantize(torch.float64)
         assert one.error(q, fresh) < 0.8 * one.error(plain, fresh), spec
+
+
+def two_sided(
+    weight: Tensor, h: Tensor, g: Tensor, scales: Tensor, spec: QuantSpec
+) -> tuple[Tensor, Tensor]:
+    """The codes of YAQA's formula, an entry at a time, and what they cost."""
+    n, k = weight.shape
+    along_k, along_n = factored(h).upper_kk, factored(g).upper_kk
+    eye_k, eye_n = torch.eye(k, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+    lost = torch.zeros(n, k, dtype=torch.float64)
+    codes = torch.zeros(n, k, dtype=torch.float64)
+    for i in range(n):
+        for j in range(k):
+            # rows and columns strictly before, and both
+            back = (along_n - eye_n).T @ lost @ (along_k - eye_k)
+            back = back + (along_n - eye_n).T @ lost + lost @ (along_k - eye_k)
+            aim = weight[i, j] + back[i, j]
+            codes[i, j] = (aim / scales[i, j]).round().clamp(spec.codes.low, spec.codes.high)
+            lost[i, j] = weight[i, j] - codes[i, j] * scales[i, j]
+    return codes, ((lost @ h @ lost.T) * g).sum()
+
+
+def test_yaqa_is_two_sided_feedback():
+    one = layer(12, 32, 200, 1)
+    spec = QuantSpec("int3", 16, scale_format="float16")
+    w = one.weight.float().double()
+    w = w * 2.0 ** torch.tensor([[-15], [-14], [-16]] * 4)  # scaled up for float16, each by its own
+    q = Yaqa(joint=1).round(w, spec, one.stats)
+    scales = scales_of(q)[0].double().repeat_interleave(16, 1)
+    g = shrunk(one.stats[Statistic.OUTPUT_HESSIAN], 0.1)
+    expected, _ = two_sided(w, Curvature.of(one.stats, 32).h_kk, g, scales, spec)
+    assert torch.equal(q.codes_nk.double(), expected)
+    assert len(q.row_scales_n.unique()) > 1
+
+
+def test_yaqa_with_plain_outputs_is_ldlq():
+    one = layer(70, 64, 300, 1)
+    given = {**one.stats, Statistic.OUTPUT_HESSIAN: 3 * torch.eye(70, dtype=torch.float64)}
+    a, b = (ROUNDINGS[name].round(one.weight, G32, given) for name in ("yaqa", "ldlq"))
+    assert torch.equal(a.codes_nk, b.codes_nk)
+
+
+def test_yaqa_costs_less_on_both_sides():
+    one = layer(70, 64, 300, 3)
+    g = inputs(70, 900, 11)
+    given = {**one.stats, Statistic.OUTPUT_HESSIAN: g.T @ g}
+    costs = []
+    h = Curvature.of(given, 64).h_kk
+    spec = QuantSpec("int8", 32, scale_format="float16")
+    for rounding in (Yaqa(joint=1), Yaqa(), ROUNDINGS["ldlq"]):
+        lost = rounding.round(one.weight, spec, given).dequantize(torch.float64) - one.weight
+        costs.append(((lost @ h @ lost.T) * shrunk(g.T @ g, 0.1)).sum().item())
+    assert costs[0] < costs[1] < 0.9 * costs[2]
+
+
+@pytest.mark.parametrize("spec", [G32, QuantSpec("e2m1", 32, scale_format="e8m0")], ids=str)
+def test_no_move_raises_the_largest_error(spec: QuantSpec):
+    one = layer(16, K, 400, 1)
+    x = one.stats[Statistic.SAMPLES].double()
+    largest = []
+    for sweeps in range(4):
+        q = MinMax(sweeps=sweeps).round(one.weight, spec, one.stats).dequantize(torch.float64)
+        largest.append(((q - one.weight) @ x.T).abs().amax(1))
+    for before, after in itertools.pairwise(largest):
+        assert (after <= before * (1 + 1e-5)).all()
+    assert largest[-1].sum() < 0.8 * largest[0].sum()
+    start = Gptq(static=True).round(one.weight, spec, one.stats)
+    assert torch.equal(start.codes_nk, MinMax(sweeps=0).round(one.weight, spec, one.stats).codes_nk)

@@ -78,15 +78,12 @@ def plain_error(w: Tensor, spec: QuantSpec) -> Tensor:
 
 @EACH
 @EACH_SPEC
-@pytest.mark.parametrize("tails", [False, True])
-def test_codes_are_valid_and_errors_below_half_a_step(
-    rounding: Rounding, spec: QuantSpec, tails: bool
-):
-    w = random_weight(9, 192, 1, tails=tails)
-    q = rounding.round(w, spec, stats(192, 9))
-    assert q.shape == (9, 192)
+def test_codes_are_valid_and_the_same_each_time(rounding: Rounding, spec: QuantSpec):
+    w = random_weight(5, 64, 1, tails=True)
+    q = rounding.round(w, spec, stats(64, 5))
+    assert q.shape == (5, 64)
     assert torch.isin(q.codes_nk, spec.codes.codes()).all()
-    again = rounding.round(w, spec, stats(192, 9))
+    again = rounding.round(w, spec, stats(64, 5))
     assert torch.equal(q.codes_nk, again.codes_nk)
     assert torch.equal(q.row_scales_n, again.row_scales_n)
 
