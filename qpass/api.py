@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qpass.analyze import largest_regions, rotatable_regions
-from qpass.calibrate import Calibration, Store, key_of, needs_data, round_products
+from qpass.calibrate import Calibration, Codes, Store, key_of, needs_data, round_products
 from qpass.capture.call import Inputs
 from qpass.capture.export import capture, evaluating, holds_values
 from qpass.capture.results import plain
 from qpass.errors import BadInput, expect_instance
-from qpass.formats import QuantizedTensor
 from qpass.hf.sample import kept_tokens, sample_call, sample_calls
 from qpass.hf.saving import take_over_saving
 from qpass.ir import Note, Program, run_passes
@@ -180,7 +179,7 @@ def quantize(
             captured.program,
             done.program,
             done.plan,
-            lambda entry, weight: codes.get(entry.site) or nearest(entry, weight),
+            lambda entry, weight: codes.take(entry.site) or nearest(entry, weight),
             advance=lambda at, of: advance("quantize", at, of),
             ties=bounds.ties,
         )
@@ -195,11 +194,11 @@ def _calibrated(
     data: Calibration | None,
     resume: str | Path | None,
     advance: Callable[[int, int], None],
-) -> Mapping[str, QuantizedTensor]:
+) -> Codes:
     """The codes that rest on data, by site."""
     sites = needs_data(done.plan)
     if not sites:
-        return {}
+        return Codes()
     if data is None:
         entry = next(q for q in done.plan.quantized if q.site == sites[0])
         raise BadInput(

@@ -14,12 +14,13 @@ from typing import Literal, final
 from torch import Tensor
 
 from qpass.analyze import Matmul, find_tables
+from qpass.calibrate.codes import Codes
 from qpass.calibrate.stages import entries_of, find_stages
 from qpass.calibrate.statistics import COMPARING, Statistics
 from qpass.calibrate.store import Store
 from qpass.calibrate.stream import Stream, as_quantized
 from qpass.errors import BadInput
-from qpass.formats import QuantizedTensor, QuantSpec
+from qpass.formats import QuantSpec
 from qpass.ir import Program, read
 from qpass.plan import Plan, Quantized, Role
 from qpass.rounding import ROUNDINGS, Statistic, Stats
@@ -59,7 +60,7 @@ def round_products(
     data: Calibration,
     store: Store | None = None,
     advance: Advance = lambda _at, _of: None,
-) -> dict[str, QuantizedTensor]:
+) -> Codes:
     """The codes of every quantized weight of `program` by site, rounded on the data.
 
     What `store` holds of an earlier run is taken from there. Raises BadInput for data that gives
@@ -78,7 +79,7 @@ class _Run:
         self._stages = find_stages(program, self._entries)
         products = [m for s in self._stages for m in (*s.products, *s.again)]
         self._reads = {m.use: m.reads for m in products}
-        self._codes: dict[str, QuantizedTensor] = {}
+        self._codes = Codes()
         self._round_tables({q.site: q for q in plan.quantized if q.role is Role.EMBEDDING})
         wanted = {s for e in self._entries.values() for s in _needs(e)}
         self._float = self._quantized = None
@@ -87,9 +88,10 @@ class _Run:
         if data.propagate == "quantized":
             self._quantized = self._stream(quantized=True)
 
-    def all(self, advance: Advance) -> dict[str, QuantizedTensor]:
+    def all(self, advance: Advance) -> Codes:
         if self._store is not None:
-            self._codes |= self._store.read(self._entries.values())
+            for site, codes in self._store.read(self._entries.values()):
+                self._codes.put(site, codes)
         shared = self._of_shared_sites()
         for at, stage in enumerate(self._stages):
             advance(at, len(self._stages))
@@ -114,7 +116,8 @@ class _Run:
     def _put(self, entry: Quantized, weight_nk: Tensor, stats: Stats) -> None:
         method = ROUNDINGS[entry.rounding]
         given = {statistic: stats[statistic] for statistic in method.needs}
-        codes = self._codes[entry.site] = method.round(weight_nk, entry.weight, given)
+        codes = method.round(weight_nk, entry.weight, given)
+        self._codes.put(entry.site, codes)
         if self._store is not None and method.needs:
             self._store.write(entry.site, codes)
 
@@ -139,8 +142,9 @@ class _Run:
         sites = {self._entries[m.use].site for s in self._stages for m in s.again}
         wanted = {
             site: needs
-            for site in sites - self._codes.keys()
-            if (needs := _needs(next(e for e in self._entries.values() if e.site == site)))
+            for site in sites
+            if site not in self._codes
+            and (needs := _needs(next(e for e in self._entries.values() if e.site == site)))
         }
         if not wanted:
             return {}
@@ -182,7 +186,8 @@ class _Run:
             entry = tables.get(self._program.site(use))
             if entry is not None and entry.site not in self._codes:
                 weight = self._program.weights[use].evaluate(self._program.sources)
-                self._codes[entry.site] = ROUNDINGS[entry.rounding].round(weight, entry.weight, {})
+                codes = ROUNDINGS[entry.rounding].round(weight, entry.weight, {})
+                self._codes.put(entry.site, codes)
 
 
 def _needs(entry: Quantized) -> frozenset[Statistic]:

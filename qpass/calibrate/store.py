@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import final
 
@@ -48,9 +48,8 @@ class Store:
                 "  remove it, or name another directory"
             )
 
-    def read(self, entries: Iterable[Quantized]) -> dict[str, QuantizedTensor]:
+    def read(self, entries: Iterable[Quantized]) -> Iterator[tuple[str, QuantizedTensor]]:
         """What is there of these sites; a damaged file counts as absent."""
-        found: dict[str, QuantizedTensor] = {}
         for entry in entries:
             path = self._path(entry.site)
             if not path.exists():
@@ -59,10 +58,10 @@ class Store:
                 parts = safetensors.torch.load_file(path)
                 codes, scales = (parts[name] for name in _PARTS[:2])
                 grouped = (parts.get(name) for name in _PARTS[2:])
-                found[entry.site] = QuantizedTensor(entry.weight, codes, scales, *grouped)
+                found = QuantizedTensor(entry.weight, codes, scales, *grouped)
             except (SafetensorError, KeyError, OSError, BadInput):
                 continue
-        return found
+            yield entry.site, found
 
     def write(self, site: str, codes: QuantizedTensor) -> None:
         """Keep the codes of a finished site."""
