@@ -128,9 +128,35 @@ class Blank(nn.Module):
             else:
                 self.register_buffer(name, empty)
 
+        if "bias" not in form.tensors():
+            self.register_parameter("bias", None)
+
+    # models that initialise what a checkpoint lacks look for all this in their parts
+
+    @property
+    def in_features(self) -> int:
+        """As the layer has it, and so have the next three."""
+        return self.form.columns
+
+    @property
+    def out_features(self) -> int:
+        return self.form.rows
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.form.rows
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.form.columns
+
+    @property
+    def padding_idx(self) -> int | None:
+        return self.form.padding_idx
+
     @property
     def weight(self) -> Tensor:
-        """Nothing: models that initialise what a checkpoint lacks look for it in their parts."""
+        """Nothing, and nothing is written to it."""
         empty = torch.empty(0, device="cpu")
         # what transformers asks for before it writes to a tensor
         vars(empty)["_is_hf_initialized"] = True

@@ -50,9 +50,16 @@ def _configs(found: object) -> Iterator[object]:
     if not isinstance(fields, dict):
         return
     yield found
-    for name, value in list(cast("dict[str, object]", fields).items()):
-        if name.endswith("config"):
-            yield from _configs(value)
+    for part in parts_of_config(found):
+        yield from _configs(part)
+
+
+def parts_of_config(config: object) -> list[object]:
+    """The configs inside of a config: those whose names say so, and those that its class lists."""
+    listed: object = getattr(type(config), "sub_configs", {})
+    names = cast("dict[str, object]", listed) if isinstance(listed, dict) else {}
+    fields = cast("dict[str, object]", vars(config))
+    return [part for name, part in fields.items() if name.endswith("config") or name in names]
 
 
 def asks_for_more(kwargs: Mapping[str, object], fields: tuple[tuple[object, str], ...]) -> bool:

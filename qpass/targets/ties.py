@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.ir import Program
+from qpass.targets.conventions import parts_of_config
 
 # in a config, and so in what is saved; and the map that is made from it when a model is built
 _FLAG = "tie_word_embeddings"
@@ -88,6 +89,5 @@ def _asking(found: object) -> Iterator[dict[str, object]]:
         return
     if fields.get(_FLAG):
         yield fields
-    for name, value in list(fields.items()):
-        if name.endswith("config"):
-            yield from _asking(value)
+    for part in parts_of_config(found):
+        yield from _asking(part)

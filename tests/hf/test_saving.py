@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 import qpass
 from qpass.errors import BadInput, StateError
+from qpass.verify.exact import largest_error
+from tests.architectures.catalogue import architecture
+from tests.architectures.models import outputs, subject
 from tests.zoo import specimen, tokens
 
 CHANGES = {
@@ -40,6 +43,18 @@ def test_what_is_saved_is_read_as_it_was(name: str, change: str, tmp_path: Path)
         model.save_pretrained(tmp_path / place)
         model = type(model).from_pretrained(tmp_path / place).eval()
         assert torch.equal(logits(model), want)
+
+
+# one asks its parts for their widths when it is built, one has configs that no name tells
+@pytest.mark.parametrize("name", ["wav2vec2", "encoder-decoder"])
+def test_models_that_look_into_their_parts_are_read(name: str, tmp_path: Path) -> None:
+    tiny = subject(architecture(name))
+    model = tiny.model
+    qpass.rotate(model, tiny.first)
+    want = outputs(model, tiny.first)
+    model.save_pretrained(tmp_path)
+    read = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert largest_error(outputs(read, tiny.first), want) < 1e-12
 
 
 def test_a_copy_saves_itself(tmp_path: Path) -> None:
