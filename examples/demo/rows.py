@@ -12,7 +12,6 @@ from torch import nn
 import qpass
 from examples.demo.settings import Settings
 from qpass.hf.pretrained import load_model
-from qpass.plan import Recipe
 from qpass.report import megabytes
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear
 
@@ -22,7 +21,11 @@ SAMPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table: a recipe with its rotation (None: as it says), or only a dtype."""
+    """One row of the table: a recipe with its rotation (None: as it says), or only a dtype.
+
+    `calibrated` rows are rounded on what their products read; the others as a compiled graph is,
+    which has no data.
+    """
 
     name: str
     recipe: str | None = None
@@ -30,13 +33,16 @@ class Row:
     dtype: torch.dtype = torch.float32
     compiler: str | None = None
     timed: bool = False
+    calibrated: bool = False
 
     @property
-    def wish(self) -> Recipe | str | None:
+    def wish(self) -> dict[str, object] | None:
         """The recipe as qpass takes it."""
-        if self.recipe is None or self.rotation is None:
-            return self.recipe
-        return Recipe.read(self.recipe, rotation=self.rotation)
+        if self.recipe is None:
+            return None
+        rounding = "auto" if self.calibrated else "nearest"
+        rotation = {} if self.rotation is None else {"rotation": self.rotation}
+        return {"recipe": self.recipe, "rounding": rounding, **rotation}
 
 
 REFERENCE = Row("float32", timed=True)
@@ -50,8 +56,10 @@ ROWS = (
     Row("w4a8 rotated", "w4a8", "on", timed=True),
     EXPORTED,
     Row("w4a16-g64 rotated", "w4a16-g64", "on"),
+    Row("w4a16-g64 calibrated", "w4a16-g64", "off", calibrated=True),
     Row("w4a4", "w4a4", "off"),
     Row("w4a4 rotated", "w4a4", "on"),
+    Row("w4a4 rotated, calibrated", "w4a4", "on", calibrated=True),
     Row("auto", "auto"),
 )
 
@@ -64,7 +72,7 @@ def save(row: Row, settings: Settings, folder: Path) -> None:
         return
     samples = settings.samples()
     short = samples[:1, :SAMPLE]
-    batches = samples.split(1)
+    batches = samples.split(4)
     qpass.save(qpass.quantize(model, row.wish, calibration=batches, inputs=short), folder)
 
 

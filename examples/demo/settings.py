@@ -16,7 +16,7 @@ from qpass.verify import windows
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / ".data"
 TEXTS = ROOT / "tests" / "data"
-CALIBRATION_WINDOWS = 8
+CALIBRATION_WINDOWS = 16
 
 
 @dataclass(frozen=True, slots=True)
