@@ -26,7 +26,7 @@ from tests.architectures.verdict import summary, targets
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / ".data" / "architectures.jsonl"
 AT_ONCE = 2
-SECONDS = 120  # for one model
+SECONDS = 240  # for one model
 MINUTES = 58  # after which no other model is begun
 
 
