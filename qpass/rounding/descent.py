@@ -16,6 +16,7 @@ from torch import Tensor
 from qpass.rounding.columns import Columns
 from qpass.rounding.feedback import TILE
 from qpass.rounding.grid import Scales, nearest_codes
+from qpass.rounding.hessian import product
 
 
 def descend(
@@ -42,7 +43,7 @@ def descend(
 
 
 def _sweep(sheet: Columns, tile: slice, h_kk: Tensor, points_kn: Tensor, lost_kn: Tensor) -> None:
-    pull_tn = h_kk[tile] @ lost_kn
+    pull_tn = product(h_kk[tile], lost_kn)
     h_tt = h_kk[tile, tile]
     for at, column in enumerate(range(tile.start, tile.stop)):
         aim_n = torch.add(points_kn[column], pull_tn[at], alpha=1 / float(h_tt[at, at]))
@@ -64,8 +65,8 @@ def _refit(
     """Move a group's scale, and its offset if it has one, to the least squares for its codes."""
     grid, old = sheet.grid, sheet.scales(group)
     codes_ln = nearest_codes(points_kn[columns].t(), grid, old).t()
-    pull_ln = h_kk[columns] @ lost_kn
-    bent_ln = h_kk[columns, columns] @ codes_ln
+    pull_ln = product(h_kk[columns], lost_kn)
+    bent_ln = product(h_kk[columns, columns], codes_ln)
     pull_n, bend_n = (codes_ln * pull_ln).sum(0), (codes_ln * bent_ln).sum(0)
     if sheet.shared:
         pull_n, bend_n = (t.sum(0, keepdim=True).expand_as(t) for t in (pull_n, bend_n))

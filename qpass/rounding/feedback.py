@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qpass.rounding.columns import Columns
-from qpass.rounding.hessian import Factor
+from qpass.rounding.hessian import Factor, product, solve_unit
 from qpass.rounding.weighted import fit_weighted
 
 # columns whose losses are passed on one by one; to all later ones they go together
@@ -44,7 +44,7 @@ def feed_back(
     fitted: set[int] = set()
     for start in range(0, len(order), TILE):
         end = min(start + TILE, len(order))
-        aim_tn = torch.addmm(want_kn[start:end], upper_kk[:start, start:end].t(), lost_kn[:start])
+        aim_tn = want_kn[start:end] + product(upper_kk[:start, start:end].t(), lost_kn[:start])
         if shift_kn is not None:
             aim_tn += shift_kn[places[start:end]]
         for at in range(start, end):
@@ -52,7 +52,7 @@ def feed_back(
             if fit and group not in fitted:
                 fitted.add(group)
                 mine = (places // sheet.length == group).nonzero().squeeze(1)
-                aim_ln = want_kn[mine] + _made_up(upper_kk, at, mine).t() @ lost_kn[:at]
+                aim_ln = want_kn[mine] + product(_made_up(upper_kk, at, mine).t(), lost_kn[:at])
                 scales = fit_weighted(aim_ln.t(), pivots_k[mine].unsqueeze(0), sheet.grid)
                 sheet.put(group, scales)
             aim_n = aim_tn[at - start]
@@ -72,6 +72,4 @@ def _made_up(upper_kk: Tensor, at: int, mine_l: Tensor) -> Tensor:
     last = int(mine_l[-1]) + 1
     picked = torch.zeros(last - at, len(mine_l), dtype=upper_kk.dtype, device=upper_kk.device)
     picked[mine_l - at, torch.arange(len(mine_l), device=upper_kk.device)] = 1
-    later = upper_kk[at:last, at:last]
-    solved = torch.linalg.solve_triangular(later, picked, upper=True, unitriangular=True)
-    return upper_kk[:at, at:last] @ solved
+    return product(upper_kk[:at, at:last], solve_unit(upper_kk[at:last, at:last], picked))

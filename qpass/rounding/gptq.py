@@ -41,7 +41,7 @@ class Gptq(Rounding):
     name: str = "gptq"
     needs: frozenset[Statistic] = frozenset({Statistic.HESSIAN, Statistic.HELD_HESSIAN})
     order: Order = "diagonal"
-    static: bool = True
+    static: bool = False
     sweeps: int = 0
     shrinkage: float | None = None
 

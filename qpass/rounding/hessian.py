@@ -5,7 +5,10 @@ A change `d [k]` of a row moves the outputs by `x d`, whose squares sum to `d H 
 noise, and roundings that trust it lose on other inputs. Its off-diagonal entries are shrunk
 towards zero by the factor that costs least on samples that were held out.
 
-Shapes: k columns of the weight, p probes.
+Triangular algebra is made of products and small Cholesky factors, whose bits, unlike those of
+larger factors and of triangular solvers, do not depend on the number of threads.
+
+Shapes: k columns of the weight, p probes, r right-hand sides.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ DEFAULT_SHRINKAGE = 0.03
 QUIETEST = 1e-4
 PROBES = 64
 BLOCK = 128
+FEW = 16
 # entries are sums in float64, perhaps of float32 numbers
 NOISE = 1e-5
 TINIEST = torch.finfo(torch.float64).tiny
@@ -163,10 +167,8 @@ def best_shrinkage(fit_kk: Tensor, held_kk: Tensor) -> float:
         cost = 0.0
         for mine, other in (halves, halves[::-1]):
             factor = factored(shrunk(mine, shrinkage))
-            change_pk = torch.linalg.solve_triangular(
-                factor.upper_kk, signs_pk, upper=True, left=False, unitriangular=True
-            )
-            cost += _cost(change_pk, other)
+            change_kp = solve_unit(factor.upper_kk, signs_pk.t(), transposed=True)
+            cost += _cost(change_kp.t(), other)
         costs[shrinkage] = cost
     return min(costs, key=lambda shrinkage: costs[shrinkage])
 
@@ -183,8 +185,45 @@ def factored(h_kk: Tensor) -> Factor:
     return Factor(root_kk / diagonal_k, diagonal_k.square())
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, with a few rows filled up: the bits of small products depend on threads."""
+    rows = len(left)
+    if rows >= FEW:
+        return left @ right
+    return (torch.nn.functional.pad(left, (0, 0, 0, FEW - rows)) @ right)[:rows]
+
+
+def solve_unit(upper_kk: Tensor, given_kr: Tensor, *, transposed: bool = False) -> Tensor:
+    """X of `U X = given`, or of `U^T X = given`, for a U of ones on its diagonal."""
+    solved_kr = given_kr.clone()
+    starts = range(0, len(upper_kk), BLOCK)
+    for start in starts if transposed else reversed(starts):
+        end = start + BLOCK
+        inverse = _inverse(upper_kk[start:end, start:end])
+        if transposed:
+            known = upper_kk[:start, start:end].t() @ solved_kr[:start]
+            solved_kr[start:end] = inverse.t() @ (solved_kr[start:end] - known)
+        else:
+            known = upper_kk[start:end, end:] @ solved_kr[end:]
+            solved_kr[start:end] = inverse @ (solved_kr[start:end] - known)
+    return solved_kr
+
+
+def _inverse(upper_tt: Tensor) -> Tensor:
+    """The inverse of a triangle of ones on its diagonal, from those of its halves."""
+    if len(upper_tt) <= 1:
+        return torch.ones_like(upper_tt)
+    half = len(upper_tt) // 2
+    first, second = _inverse(upper_tt[:half, :half]), _inverse(upper_tt[half:, half:])
+    inverse_tt = torch.zeros_like(upper_tt)
+    inverse_tt[:half, :half] = first
+    inverse_tt[half:, half:] = second
+    inverse_tt[:half, half:] = -(first @ upper_tt[:half, half:] @ second)
+    return inverse_tt
+
+
 def _cholesky(h_kk: Tensor) -> Tensor:
-    """The lower triangular root; in blocks, so that its bits do not depend on threads."""
+    """The lower triangular root."""
     root_kk = torch.zeros_like(h_kk)
     for start in range(0, len(h_kk), BLOCK):
         end = start + BLOCK
@@ -197,6 +236,7 @@ def _cholesky(h_kk: Tensor) -> Tensor:
                 f"it must be a sum {Statistic.HESSIAN.value}"
             )
         root_kk[start:end, start:end] = corner
-        below = torch.linalg.solve_triangular(corner, rest[BLOCK:].T, upper=False)
-        root_kk[end:, start:end] = below.T
+        # rest corner^-T, with the diagonal taken out of the corner
+        diagonal = corner.diagonal()
+        root_kk[end:, start:end] = rest[BLOCK:] @ _inverse((corner / diagonal).T) / diagonal
     return root_kk

@@ -12,14 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from qpass.formats import QuantizedTensor, QuantSpec
 from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_weight
 from qpass.rounding.columns import round_columns
 from qpass.rounding.feedback import feed_back
-from qpass.rounding.hessian import Curvature, Factor, factored
+from qpass.rounding.hessian import Curvature, Factor, factored, solve_unit
 
 
 @final
@@ -54,13 +53,8 @@ def blocked(factor: Factor, joint: int) -> Factor:
     for start in range(0, len(pivots_k), joint):
         block = slice(start, start + joint)
         corner = factor.upper_kk[block, block]
-        upper_kk[: start + joint, block] = torch.linalg.solve_triangular(
-            corner,
-            factor.upper_kk[: start + joint, block],
-            upper=True,
-            left=False,
-            unitriangular=True,
-        )
+        above = factor.upper_kk[: start + joint, block]
+        upper_kk[: start + joint, block] = solve_unit(corner, above.t(), transposed=True).t()
         pivots_k[block] = (corner.square() * factor.pivots_k[block]).sum(1)
     return Factor(upper_kk, pivots_k)
 

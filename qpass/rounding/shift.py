@@ -7,11 +7,10 @@ squares for that is `W C H^-1` with `C = sum x_float x^T` and `H = sum x x^T`; s
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from qpass.rounding.base import Statistic, Stats
-from qpass.rounding.hessian import Curvature, factored, second_moments, square
+from qpass.rounding.hessian import Curvature, factored, second_moments, solve_unit, square
 
 
 def excess(cost: Curvature, stats: Stats) -> Tensor:
@@ -25,11 +24,9 @@ def corrected(weight_nk: Tensor, cost: Curvature, stats: Stats) -> Tensor:
     """The weight `[n, k]`, float64, that is best for the inputs that the product sees."""
     wide_nk = weight_nk.detach().double()
     factor = factored(cost.h_kk)
-    # (C - H) (U D U^T)^-1, from the right
-    change_kk = torch.linalg.solve_triangular(
-        factor.upper_kk.T, excess(cost, stats), upper=False, left=False, unitriangular=True
+    # H^-1 (C - H)^T, H = U D U^T
+    change_kk = solve_unit(factor.upper_kk, excess(cost, stats).t())
+    change_kk = solve_unit(
+        factor.upper_kk, change_kk / factor.pivots_k.unsqueeze(1), transposed=True
     )
-    change_kk = torch.linalg.solve_triangular(
-        factor.upper_kk, change_kk / factor.pivots_k, upper=True, left=False, unitriangular=True
-    )
-    return wide_nk + wide_nk @ change_kk
+    return wide_nk + wide_nk @ change_kk.t()
