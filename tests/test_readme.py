@@ -17,8 +17,9 @@ import qpass.targets.inductor
 from qpass.errors import BadInput, Unsupported
 from qpass.formats import FORMATS, QuantSpec
 from qpass.plan import Recipe
-from qpass.rounding import ROUNDINGS, Statistic
+from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedLinear
+from tests.rounding.layers import statistics
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -46,7 +47,7 @@ def specs() -> list[QuantSpec]:
 
 def roundings(spec: QuantSpec) -> str:
     """The methods that give codes of a format."""
-    stats = {Statistic.HESSIAN: (X.T @ X).double()}
+    stats = statistics(X.double(), 48)
     found: list[str] = []
     for rounding in ROUNDINGS:
         try:
@@ -54,7 +55,7 @@ def roundings(spec: QuantSpec) -> str:
         except (BadInput, Unsupported):
             continue
         found.append(rounding.name)
-    return ", ".join(sorted(found))
+    return "all" if len(found) == len(ROUNDINGS) else ", ".join(sorted(found))
 
 
 def in_module(recipe: Recipe) -> nn.Module | None:
@@ -99,6 +100,9 @@ def matrix(folder: Path) -> str:
             in_onnx(small, folder / "model.onnx"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    for key, kind in (("without data", False), ("with calibration data", True)):
+        names = sorted(f"`{r.name}`" for r in ROUNDINGS if bool(r.needs) == kind)
+        lines += ["", f"Roundings {key}: {', '.join(names)}."]
     return "\n".join(lines) + "\n"
 
 
