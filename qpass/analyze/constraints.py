@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -176,11 +175,16 @@ class Constraints:
         sizes = [length(axis) for axis in source]
         same = [a == b for a, b in zip(sizes, shape, strict=False)]
         front = same.index(False) if False in same else len(same)
-        ends = zip(reversed(sizes[front:]), reversed(shape[front:]), strict=False)
-        back = len(list(itertools.takewhile(_alike, ends)))
-        middle = slice(front, len(source) - back), slice(front, len(shape) - back)
-        lost = self._lost(source[middle[0]], shape[middle[1]], why)
-        return (*source[:front], *lost, *source[len(source) - back :])
+        i, j = len(source), len(shape)
+        back: Layout = ()
+        for olds, news in _blocks_from_the_end(sizes[front:], shape[front:]):
+            try:
+                found = regroup(source[i - olds : i], shape[j - news : j])
+            except Mismatch:
+                break
+            i, j, back = i - olds, j - news, (*found, *back)
+        lost = self._lost(source[front:i], shape[front:j], why)
+        return (*source[:front], *lost, *back)
 
     def slice(self, axis: Axis, start: int, stop: int) -> Axis:
         """The entries `start` to `stop` of an axis."""
@@ -206,5 +210,22 @@ class Constraints:
         return out
 
 
-def _alike(sizes: tuple[Size, Size]) -> bool:
-    return bool(sizes[0] == sizes[1])
+def _blocks_from_the_end(old: Sequence[Size], new: Sequence[Size]) -> Iterator[tuple[int, int]]:
+    """How many axes hold the same entries before and after a view, in blocks from the last one."""
+    i, j = len(old), len(new)
+    while i and j:
+        a, b, olds, news = old[i - 1], new[j - 1], 1, 1
+        while a != b:
+            # sizes that are not known cannot be told to be the same
+            if not (isinstance(a, int) and isinstance(b, int)):
+                return
+            if a < b and i > olds:
+                olds += 1
+                a = a * old[i - olds]
+            elif b < a and j > news:
+                news += 1
+                b = b * new[j - news]
+            else:
+                return
+        yield olds, news
+        i, j = i - olds, j - news

@@ -77,6 +77,14 @@ def _smooth(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, full), [5, 3], draw(st.booleans()), None))
 
 
+@draws(aten.unfold.default)
+def _unfold(draw: Draw, target: Any) -> Call:
+    full = shape(draw, 1)
+    dim = axis(draw, len(full))
+    size = draw(st.integers(1, full[dim]))
+    return Call(target, (tensor(draw, full), dim, size, draw(st.sampled_from((1, 2)))))
+
+
 @draws(aten.slice_scatter.default)
 def _put_slice(draw: Draw, target: Any) -> Call:
     full = shape(draw, 1)

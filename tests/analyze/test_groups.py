@@ -71,6 +71,18 @@ class ScaledHeads(Inner):
         return (y * self.gate(x).sigmoid().unsqueeze(-1)).flatten(-2)
 
 
+class Blocks(ScaledHeads):
+    """Heads in blocks of four rows, of which nobody knows how many there are."""
+
+    def between(self, x: Tensor) -> Tensor:
+        more = -x.shape[1] % 4
+        blocks = x.shape[0] * ((x.shape[1] + more) // 4)
+        y = self.first(functional.pad(x, (0, 0, 0, more))).reshape(blocks, 4, 3, 4)
+        y = torch.ones(4, 4, dtype=x.dtype).tril() @ y.transpose(1, 2)
+        y = y.transpose(1, 2).reshape(x.shape[0], -1, 12)[:, : x.shape[1]].unflatten(-1, (3, 4))
+        return (y * self.gate(x).sigmoid().unsqueeze(-1)).flatten(-2)
+
+
 class Mixture(nn.Module):
     """All experts at once, weighed by a router: no row is sent to an expert by its number."""
 
@@ -87,7 +99,7 @@ class Mixture(nn.Module):
 
 
 CUSTOM: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (SquaredRelu, Bilinear, ScaledHeads, Mixture)
+    kind.__name__: kind for kind in (SquaredRelu, Bilinear, ScaledHeads, Blocks, Mixture)
 }
 NAMES = [*(entry.name for entry in ZOO), "mixtral", *CUSTOM]
 
@@ -171,6 +183,7 @@ EXPECTED = {
     "SquaredRelu": ("POSITIVE_DIAGONAL 10 first+last", "PERMUTATION 10 first+last"),
     "Bilinear": ("DIAGONAL 10 first+last", "PERMUTATION 10 first+gate+last"),
     "ScaledHeads": ("GENERAL 3 x 4 first+last", "PERMUTATION 3 first+gate+last"),
+    "Blocks": ("GENERAL 3 x 4 first+last", "PERMUTATION 3 first+gate+last"),
     "mixtral": (
         "DIAGONAL 80 down_proj+gate_up_proj",
         "PERMUTATION 80 down_proj+gate_up_proj",

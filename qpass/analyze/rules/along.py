@@ -63,6 +63,21 @@ def _pooled(node: fx.Node, c: Constraints) -> None:
     _along(node, c, range(rank - places, rank), "is averaged over places")
 
 
+@rule(aten.unfold.default)
+def _windows(node: fx.Node, c: Constraints) -> None:
+    """Windows along one axis, whose places become a new last axis."""
+    source = read.value(node, "self")
+    layout = list(c.layout(source))
+    dim = read.integer(node, "dimension") % len(layout)
+    c.pin(layout[dim], "is cut into windows")
+    c.mix(tuple(layout), dim)
+    layout[dim] = fresh(size_of(read.shape(node)[dim]))
+    layout.append(fresh(size_of(read.shape(node)[-1])))
+    for axis in (layout[dim], layout[-1]):
+        c.pin(axis, "is cut into windows")
+    c.give(node, layout)
+
+
 @rule(aten.slice_scatter.default, aten.select_scatter.default)
 def _replaced(node: fx.Node, c: Constraints) -> None:
     into, put = c.layout(read.value(node, "self")), c.layout(read.value(node, "src"))
