@@ -211,8 +211,12 @@ def solve_unit(upper_kk: Tensor, given_kr: Tensor, *, transposed: bool = False) 
 
 def _inverse(upper_tt: Tensor) -> Tensor:
     """The inverse of a triangle of ones on its diagonal, from those of its halves."""
-    if len(upper_tt) <= 1:
-        return torch.ones_like(upper_tt)
+    if len(upper_tt) <= 8:
+        # (1 - V)^-1 = (1 + V)(1 + V^2)(1 + V^4), as V^8 = 0
+        one = torch.eye(len(upper_tt), dtype=upper_tt.dtype, device=upper_tt.device)
+        rest = one - upper_tt
+        twice = rest @ rest
+        return (one + rest) @ (one + twice) @ (one + twice @ twice)
     half = len(upper_tt) // 2
     first, second = _inverse(upper_tt[:half, :half]), _inverse(upper_tt[half:, half:])
     inverse_tt = torch.zeros_like(upper_tt)
