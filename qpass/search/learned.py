@@ -56,7 +56,8 @@ class Learned(Chooser):
         start = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
         best.offer(start)
         first = best.score
-        products = Products(trial, after, learning)
+        seed = task.plan.recipe.seed
+        products = Products(trial, task.program, after, learning, seed)
         if products.all:
             _learn_from_products(products, turning, task, best)
         if best.matrices is start:

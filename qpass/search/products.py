@@ -5,15 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
-from qpass.ir import Program
+from qpass.ir import Program, read
 from qpass.search.fake import best_clip, fake
+from qpass.search.importance import importance
 from qpass.search.regions import Spot, turned
 from qpass.search.trial import Inputs, Trial, fresh
 
@@ -26,31 +27,56 @@ MOST_ROWS, STEP_ROWS, STEP_CHANNELS = 2048, 128, 128
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """A product that is quantized, with rows of its input in the basis of the rewritten program."""
+    """A product that is quantized, with rows of its input in the basis of the rewritten program.
+
+    `cost` is what an error of a row of the output costs, divided by its squared length.
+    """
 
     matmul: Matmul
     x_mk: Tensor
+    cost_m: Tensor
     reading: tuple[Spot, ...]
     writing: tuple[Spot, ...]
+    odds_m: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """How often each row is drawn: half at random, half by what its errors cost.
+
+        A few rows, such as those that all tokens attend to, cost more than all others together.
+        """
+        share_m = self.cost_m * self.x_mk.square().sum(1)
+        share_m = share_m / share_m.sum().clamp_min(1e-30)
+        object.__setattr__(self, "odds_m", 0.5 * share_m + 0.5 / len(share_m))
 
 
 @final
 class Products:
     """All quantized products of a trial, each with samples of its input."""
 
-    def __init__(self, trial: Trial, after: Program, batches: Sequence[Inputs]) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        before: Program,
+        after: Program,
+        batches: Sequence[Inputs],
+        seed: int,
+    ) -> None:
         self._trial = trial
         matmuls = [m for m in find_matmuls(after) if m.use in trial.entries]
-        rows = _sample(after, matmuls, batches)
+        most = _most_rows(after, matmuls, len(batches))
+        rows = _sample(after, matmuls, batches, trial.base, most)
+        names = {m.node for m in matmuls} & {m.node for m in find_matmuls(before)}
+        costs = importance(before, names, batches, seed)
         self.all: list[Sampled] = []
         for matmul in matmuls:
-            if matmul.value not in rows:
+            if matmul.value not in rows or matmul.node not in costs:
                 continue
             spots = trial.turning.spots.get(matmul.use, ())
             reading = tuple(s for s in spots if s.axis == matmul.reads)
             writing = tuple(s for s in spots if s.axis == matmul.writes)
+            cost_m = torch.cat([some_m[:: _every(some_m, most)] for some_m in costs[matmul.node]])
             if reading or writing:
-                self.all.append(Sampled(matmul, rows[matmul.value], reading, writing))
+                self.all.append(Sampled(matmul, rows[matmul.value], cost_m, reading, writing))
         self.clips: dict[str, float] = {}
         for product in self.all:
             use = product.matmul.use
@@ -60,10 +86,11 @@ class Products:
             )
 
     def loss(self, matrices: Sequence[Tensor], generator: torch.Generator, share: float) -> Tensor:
-        """The mean relative squared error of a share of the products, on fresh samples."""
+        """What the errors of a share of the products cost, on fresh samples, scaled to all."""
         count = max(1, round(share * len(self.all)))
         chosen = torch.randperm(len(self.all), generator=generator)[:count].tolist()
-        return torch.stack([self._error(self.all[i], matrices, generator) for i in chosen]).mean()
+        found = [self._error(self.all[i], matrices, generator) for i in chosen]
+        return torch.stack(found).mean() * len(self.all)
 
     def work(self, share: float) -> float:
         """About how many multiplications one step of learning takes."""
@@ -81,18 +108,21 @@ class Products:
         self, product: Sampled, matrices: Sequence[Tensor], generator: torch.Generator
     ) -> Tensor:
         entry = self._trial.entries[product.matmul.use]
-        at_m = torch.randint(len(product.x_mk), (STEP_ROWS,), generator=generator)
+        at_m = torch.multinomial(product.odds_m, STEP_ROWS, replacement=True, generator=generator)
         x_mk = product.x_mk[at_m]
         for spot in product.reading:
             x_mk = turned(x_mk, 1, spot.block, matrices[spot.stack])
         w_nk = self._channels(product, matrices, generator)
+        channels = len(self._weight(product)) / len(w_nk)
         for spot in product.reading:
             w_nk = turned(w_nk, 1, spot.block, matrices[spot.stack])
         read_mk = x_mk if entry.activation is None else fake(x_mk, entry.activation)
         clip = self.clips.get(product.matmul.use, 1.0)
         got_mn = read_mk @ fake(w_nk, entry.weight, clip).mT
-        want_mn = (x_mk @ w_nk.mT).detach()
-        return (got_mn - want_mn).square().sum() / want_mn.square().sum().clamp_min(1e-20)
+        want_mn = x_mk @ w_nk.mT
+        # half of the squared move of the form is the divergence; what is drawn often counts less
+        weight_m = product.cost_m[at_m] / (len(product.x_mk) * product.odds_m[at_m])
+        return 0.5 * channels * ((got_mn - want_mn).square().sum(1) * weight_m).mean()
 
     def _channels(
         self, product: Sampled, matrices: Sequence[Tensor], generator: torch.Generator
@@ -112,23 +142,33 @@ class Products:
         return base if product.matmul.reads == 1 else base.mT
 
 
+def _most_rows(after: Program, matmuls: Sequence[Matmul], batches: int) -> int:
+    """How many rows of one batch are kept, at most."""
+    widths = {m.value: int(read.shape(after.node(m.value))[-1]) for m in matmuls}
+    most = max(1, min(MOST_ROWS, MOST_ENTRIES // max(1, sum(widths.values()))))
+    return -(-most // max(1, batches))
+
+
+def _every(rows: Tensor, most: int) -> int:
+    """Which of many rows are kept: the first, where massive activations sit, and each so many."""
+    return max(1, -(-len(rows) // most))
+
+
 def _sample(
-    after: Program, matmuls: Sequence[Matmul], batches: Sequence[Inputs]
+    after: Program,
+    matmuls: Sequence[Matmul],
+    batches: Sequence[Inputs],
+    weights: Mapping[str, Tensor],
+    most: int,
 ) -> Mapping[str, Tensor]:
     """Rows of every value that products read, evenly from all batches."""
-    wanted = {m.value for m in matmuls}
-    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    widths = {m.value: int(after.node(m.value).meta["val"].shape[-1]) for m in matmuls}
-    most = max(1, min(MOST_ROWS, MOST_ENTRIES // max(1, sum(widths.values()))))
-    each = -(-most // max(1, len(batches)))
+    found: dict[str, list[Tensor]] = {m.value: [] for m in matmuls}
 
     def keep(node: fx.Node, value: object) -> None:
-        if node.name in wanted and isinstance(value, Tensor):
+        if node.name in found and isinstance(value, Tensor):
             rows = value.reshape(-1, value.shape[-1])
-            # the first rows always count: massive activations sit on the first token
-            every = max(1, -(-rows.shape[0] // each))
-            found[node.name].append(rows[::every].float())
+            found[node.name].append(rows[:: _every(rows, most)].float())
 
     for inputs in batches:
-        after.run(*fresh(inputs), watch=keep)
+        after.run(*fresh(inputs), watch=keep, weights=weights)
     return {name: torch.cat(rows) for name, rows in found.items() if rows}

@@ -8,12 +8,13 @@ from typing import final
 import torch
 from torch import Tensor, fx
 
-from qpass.analyze import Matmul, find_heads, find_matmuls
+from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import QuantSpec
 from qpass.ir import Program, edit, read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS
 from qpass.search.fake import fake
+from qpass.search.outputs import Outputs
 from qpass.search.regions import Turning
 
 Inputs = tuple[object, ...]
@@ -42,8 +43,7 @@ class Trial:
             self.reads[matmul.use] = matmul.reads
             if entry.activation is not None:
                 _quantize_input(self.program, matmul, entry.activation, made)
-        scores = _distributions(after)
-        self._logits = [_made_by(node, scores) for node in after.outputs]
+        self.compared = Outputs(after)
         self.base = {
             use: weight.evaluate(after.sources)
             for use, weight in after.weights.items()
@@ -88,25 +88,6 @@ class Trial:
         """What the quantized program returns."""
         return self.program.run(*fresh(inputs), weights=weights, gradients=gradients)
 
-    def distance(self, got: Sequence[object], want: Sequence[object]) -> Tensor:
-        """The mean over outputs: KL divergence of distributions, else the relative squared error.
-
-        Outputs that are no floating tensors do not count.
-        """
-        parts: list[Tensor] = []
-        for g, w, logits in zip(got, want, self._logits, strict=True):
-            if not (isinstance(g, Tensor) and isinstance(w, Tensor) and w.is_floating_point()):
-                continue
-            g_nv, w_nv = (x.float().reshape(-1, x.shape[-1] if x.dim() else 1) for x in (g, w))
-            if logits:
-                log_p, log_q = w_nv.log_softmax(-1), g_nv.log_softmax(-1)
-                parts.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-            else:
-                parts.append((g_nv - w_nv).square().sum() / w_nv.square().sum().clamp_min(1e-20))
-        if not parts:
-            return torch.zeros((), device="cpu", dtype=torch.float32)
-        return torch.stack(parts).mean()
-
     def score(
         self,
         matrices: Sequence[Tensor],
@@ -116,7 +97,7 @@ class Trial:
         """The mean distance over batches, rounded as the plan says."""
         weights = self.rounded(matrices)
         found = [
-            float(self.distance(self.outputs(inputs, weights), want))
+            float(self.compared.distance(self.outputs(inputs, weights), want))
             for inputs, want in zip(batches, wanted, strict=True)
         ]
         return sum(found) / len(found)
@@ -146,25 +127,3 @@ def _quantize_input(
         at = edit.after(program, given)
         made[matmul.value, spec] = edit.call(program, at, quantized, given, like=given)
     edit.redirect(product, given, made[matmul.value, spec])
-
-
-def _distributions(program: Program) -> frozenset[str]:
-    """The products that end a model with more numbers than they read: scores of many choices."""
-    matmuls = find_matmuls(program)
-    heads = find_heads(program, matmuls)
-    wide: set[str] = set()
-    for matmul in matmuls:
-        shape = read.shape(program.node(matmul.use))
-        if matmul.node in heads and int(shape[matmul.writes]) > int(shape[matmul.reads]):
-            wide.add(matmul.node)
-    return frozenset(wide)
-
-
-def _made_by(node: fx.Node, names: frozenset[str]) -> bool:
-    """Whether a value is what one of some nodes makes, in another shape or type or capped."""
-    while node.name not in names:
-        sources = [n for n in node.all_input_nodes if read.fake(n) is not None and read.shape(n)]
-        if len(sources) != 1 or node.op == "placeholder":
-            return False
-        (node,) = sources
-    return True
