@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
-from qpass.formats import Integers, QuantSpec
+from qpass.formats import QuantSpec
 from qpass.ir import Program, last_uses, run_node
-from qpass.ops import fake_quantize, quantize_rows
+from qpass.ops import as_read
 
 # the weight that a use stands for (None: as the program has it)
 Replaced = Callable[[str], Tensor | None]
@@ -104,7 +104,4 @@ class Stream:
 
 def as_quantized(x: Tensor, spec: QuantSpec) -> Tensor:
     """The numbers that a product computes with instead of `x`, in the type of `x`."""
-    if isinstance(spec.codes, Integers) and spec.symmetric and spec.block == "channel":
-        codes, scales = quantize_rows(x, spec.codes.bits)
-        return (codes.float() * scales).to(x.dtype)
-    return fake_quantize(x, spec).to(x.dtype)
+    return as_read(x, spec).to(x.dtype)

@@ -3,21 +3,23 @@
 from qpass.ops.attention import attention
 from qpass.ops.bits import from_bits, row_bytes, to_bits
 from qpass.ops.embedding import embedding
-from qpass.ops.fake_quantize import fake_quantize
+from qpass.ops.fake_quantize import as_read, fake_quantize
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
 from qpass.ops.packing import PackedLinear, pack_linear
 from qpass.ops.points import PointsLinear, linear_points
-from qpass.ops.quantize import quantize_rows
+from qpass.ops.quantize import integer_rows, quantize_rows
 
 __all__ = [
     "PackedLinear",
     "PointsLinear",
+    "as_read",
     "attention",
     "embedding",
     "fake_quantize",
     "from_bits",
     "hadamard",
+    "integer_rows",
     "linear_codes",
     "linear_points",
     "linear_real",

@@ -15,7 +15,7 @@ from qpass.errors import BadInput
 from qpass.formats import Format, Integers, QuantSpec, ScaleFormat
 from qpass.ops.hadamard import transformed
 from qpass.ops.library import define
-from qpass.ops.quantize import SMALLEST_ROW
+from qpass.ops.quantize import SMALLEST_ROW, integer_rows, quantize_rows
 
 
 def fake_quantize(
@@ -25,20 +25,28 @@ def fake_quantize(
     factor: Tensor | None = None,
     power: int = 1,
 ) -> Tensor:
-    """The rows of `x`, rounded to a dynamic `spec`, in float32.
+    """The rows of `x`, rounded to a dynamic `spec`, in float32 (float64 for float64).
 
     Blocks run along the last axis. A block's scale is its largest magnitude over that of the
     format; where a format or its scales leave a choice (a power of two that clips or one that does
     not, the largest point or the second largest for the largest entry) the one with the least
     squared error is taken. `tensor_scale` is a factor for each row. An asymmetric block reaches
     from its smallest entry to its largest. `signs`, `factor` and `power` are those of `hadamard`,
-    applied first, in float32. A row with a NaN or an infinity becomes NaN.
+    applied first, in the type of the result. A row with a NaN or an infinity becomes NaN.
     """
     block = spec.block if isinstance(spec.block, int) else 0
     return torch.ops.qpass.fake_quantize.default(
         x, spec.format, block, spec.scale_format, spec.tensor_scale, spec.symmetric,
         signs, factor, power,
     )  # fmt: skip
+
+
+def as_read(x: Tensor, spec: QuantSpec) -> Tensor:
+    """What a product reads instead of `x`, its rows after a dynamic `spec`, in a wide type."""
+    if not integer_rows(spec):
+        return fake_quantize(x, spec)
+    codes, scales = quantize_rows(x, spec.codes.bits)
+    return codes * scales
 
 
 def _specification(
@@ -62,7 +70,7 @@ def _specification(
     )
     if (signs is None) != (factor is None):
         raise BadInput("a transform needs both signs and factor; pass both or neither")
-    y = x.to(torch.float32)
+    y = x.to(_wide(x.dtype))
     if signs is not None and factor is not None:
         y = transformed(y, signs, factor, power)
     n = y.shape[-1]
@@ -127,6 +135,10 @@ def _asymmetric(blocks_mgl: Tensor, points: Format, scales: ScaleFormat) -> Tens
     return _rounded(blocks_mgl - offset_mg1, points, scale_mg1) + offset_mg1
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def _shapes(
     x: Tensor,
     format: str,
@@ -138,7 +150,7 @@ def _shapes(
     factor: Tensor | None = None,
     power: int = 1,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=_wide(x.dtype))
 
 
 define(

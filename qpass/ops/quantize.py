@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import Integers, QuantSpec
 from qpass.ops.hadamard import transformed
 from qpass.ops.library import define
 
@@ -29,6 +30,14 @@ def quantize_rows(
     computed from it is NaN.
     """
     return torch.ops.qpass.quantize_rows.default(x, bits, signs, factor, power)
+
+
+def integer_rows(spec: QuantSpec) -> bool:
+    """Whether this operator makes activations of `spec`: symmetric integers, a scale per token."""
+    codes = spec.codes
+    per_token = spec.block == "channel" and spec.scale_format == "float32"
+    integers = isinstance(codes, Integers) and 2 <= codes.bits <= 8
+    return spec.symmetric and per_token and integers
 
 
 def _specification(

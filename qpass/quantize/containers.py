@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qpass.formats import Format, Integers, QuantizedTensor, QuantSpec
-from qpass.ops import PackedLinear, PointsLinear, pack_linear
+from qpass.ops import PackedLinear, PointsLinear, integer_rows, pack_linear
 from qpass.ops.packing import unpack, untile
 from qpass.ops.points import TABLE
 
@@ -48,14 +48,6 @@ def by_reference(weight: QuantSpec, activation: QuantSpec | None) -> bool:
     if activation is not None and not integer_rows(activation):
         return True
     return container_bits(weight) is None
-
-
-def integer_rows(activation: QuantSpec) -> bool:
-    """Whether `quantize_rows` makes activations of `activation`: symmetric integers per token."""
-    codes = activation.codes
-    per_token = activation.block == "channel" and activation.scale_format == "float32"
-    integers = isinstance(codes, Integers) and 2 <= codes.bits <= WIDE
-    return activation.symmetric and per_token and integers
 
 
 def unreadable(activation: QuantSpec | None) -> str | None:

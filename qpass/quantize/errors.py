@@ -13,9 +13,8 @@ from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.ir import ChangeBasis, Program, Weight
-from qpass.ops import fake_quantize, quantize_rows
+from qpass.ops import as_read
 from qpass.plan import Plan, Quantized
-from qpass.quantize.containers import integer_rows
 from qpass.rounding import ROUNDINGS
 
 # enough of a site to rank plans by: more changes the third digit
@@ -101,10 +100,7 @@ def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:
 def _activations(x_mk: Tensor, entry: Quantized) -> Tensor:
     if entry.activation is None:
         return x_mk
-    if not integer_rows(entry.activation):
-        return fake_quantize(x_mk, entry.activation).double()
-    codes, scales = quantize_rows(x_mk.float(), entry.activation.codes.bits, None, None, 1)
-    return codes.double() * scales.double()
+    return as_read(x_mk.float(), entry.activation).double()
 
 
 def _sample(

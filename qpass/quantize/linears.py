@@ -13,14 +13,13 @@ from torch import Tensor, fx
 from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import QuantSpec
 from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
-from qpass.ops import PointsLinear
+from qpass.ops import PointsLinear, integer_rows
 from qpass.plan import Quantized, Role
 from qpass.quantize.containers import (
     REFERENCE,
     by_reference,
     container_bits,
     hold,
-    integer_rows,
     unreadable,
 )
 from qpass.quantize.join import join_products
@@ -145,7 +144,7 @@ class _Rows:
         return self.made.setdefault((value, bits), (codes, scales))
 
     def floats(self, value: fx.Node, spec: QuantSpec) -> fx.Node:
-        """`value` rounded to a dynamic spec, in float32; a rotation is done on the way."""
+        """`value` rounded to a dynamic spec, in a wide type; a rotation is done on the way."""
         if (value, spec) in self.rounded:
             return self.rounded[value, spec]
         x, *turn = _turn(value)
@@ -188,7 +187,7 @@ def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) 
         new = edit.call(program, node, qpass.linear.codes, *args, like=node)
     else:
         new = edit.call(program, node, product, rows.floats(value, spec), *parts, *sizes, like=node)
-        if read.dtype(node) is not torch.float32:
+        if read.dtype(node) not in (torch.float32, torch.float64):
             new = edit.call(program, node, aten.to.dtype, new, read.dtype(node), like=node)
     edit.replace(node, new)
     return Note(True, choice.site, _described(choice))

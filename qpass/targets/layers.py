@@ -214,7 +214,7 @@ class QuantizedLinear(Quantized):
             codes, scales = quantize_rows(x, self.activation_bits, signs, factor, power)
             return linear_codes(codes, scales, held, self.bias, x.dtype)
         if self.activation is not None:
-            # float32, in which the product sums them
+            # in the type in which the product sums them
             y = fake_quantize(x, self.activation, signs, factor, power)
         else:
             y = x if online is None else online(x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import qpass
 from qpass.errors import BadInput
 from qpass.formats import QuantizedTensor, QuantSpec
-from qpass.ops import quantize_rows
+from qpass.ops import fake_quantize, quantize_rows
 from qpass.rounding import ROUNDINGS, Rounding, Statistic, Stats
 from qpass.targets.layers import QuantizedLinear
 from tests import zoo
@@ -72,6 +72,8 @@ def read_by(model: nn.Module, data: list[Mapping[str, Tensor]]) -> dict[str, lis
         if layer.activation_bits is not None:
             codes, scales = quantize_rows(x, layer.activation_bits)
             x = codes.double() * scales.double()
+        if layer.activation is not None:
+            x = fake_quantize(x, layer.activation)
         rows.setdefault(paths[layer], []).append(x.reshape(-1, x.shape[-1]))
         return made
 
@@ -84,13 +86,13 @@ def read_by(model: nn.Module, data: list[Mapping[str, Tensor]]) -> dict[str, lis
     return rows
 
 
-@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("activation", ["float", "int8", "e2m1"])
 @pytest.mark.parametrize("name", NAMES)
 def test_statistics_are_those_of_the_quantized_model(
     name: str, activation: str, seen: Seen
 ) -> None:
     model, data = zoo.specimen(name).build(0), batches(name)
-    spec = "float" if activation == "float" else {"format": "int8", "dynamic": True}
+    spec: object = "float" if activation == "float" else {"format": activation, "dynamic": True}
     recipe = {"weight": {"format": "int4"}, "activation": spec, "rounding": "seen"}
     qpass.quantize(model, recipe, calibration=data)
     rows = read_by(model, data)

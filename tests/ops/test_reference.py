@@ -115,7 +115,8 @@ def test_a_rotation_comes_first_and_types_do_not_matter() -> None:
     x = rows().bfloat16()
     want = fake_quantize(hadamard(x.float(), signs, factor, 16), spec)
     assert torch.equal(fake_quantize(x, spec, signs, factor, 16), want)
-    assert fake_quantize(x.double(), spec).dtype is torch.float32
+    assert fake_quantize(x.double(), spec).dtype is torch.float64
+    assert torch.equal(fake_quantize(x.double(), spec).float(), fake_quantize(x, spec))
     assert fake_quantize(x[:0], spec).shape == (0, 5, 48)
 
 

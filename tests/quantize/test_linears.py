@@ -17,6 +17,7 @@ from qpass.plan import Quantized, Recipe, Role
 from qpass.plan.choose import choose
 from qpass.quantize.linears import QuantizeLinears
 from qpass.quantize.weights import quantize_weight
+from qpass.runtime import native
 from tests.zoo import randomise, specimen
 
 INT8 = QuantSpec("int8")
@@ -133,6 +134,8 @@ def test_products_of_one_value_share_its_rows():
 
 @functools.cache
 def captured_zoo(name: str) -> Captured:
+    # what runs must not depend on which tests came before
+    native.load()
     return capture(specimen(name).build(0), dict(specimen(name).inputs()))
 
 
