@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qpass.analyze import Matmul, find_tables
 from qpass.calibrate.codes import Codes
+from qpass.calibrate.gradients import output_hessians
 from qpass.calibrate.stages import entries_of, find_stages
 from qpass.calibrate.statistics import COMPARING, Statistics
 from qpass.calibrate.store import Store
@@ -28,6 +29,8 @@ from qpass.rounding import ROUNDINGS, Statistic, Stats
 # which model a product's inputs come from while the ones before it are quantized
 Propagate = Literal["quantized", "float"]
 Advance = Callable[[int, int], None]
+# of what is drawn from the distributions that a model returns
+SEED = 0
 
 
 @final
@@ -82,6 +85,7 @@ class _Run:
         self._codes = Codes()
         self._round_tables({q.site: q for q in plan.quantized if q.role is Role.EMBEDDING})
         wanted = {s for e in self._entries.values() for s in _needs(e)}
+        self._outputs: dict[str, Tensor] = {}
         self._float = self._quantized = None
         if data.propagate == "float" or wanted & COMPARING:
             self._float = self._stream(quantized=False)
@@ -92,6 +96,7 @@ class _Run:
         if self._store is not None:
             for site, codes in self._store.read(self._entries.values()):
                 self._codes.put(site, codes)
+        self._outputs = self._of_outputs()
         shared = self._of_shared_sites()
         for at, stage in enumerate(self._stages):
             advance(at, len(self._stages))
@@ -108,14 +113,16 @@ class _Run:
             groups.setdefault(self._entries[matmul.use].activation, []).append(matmul)
         for activation, group in groups.items():
             entries = [self._entries[m.use] for m in group]
-            own = {s for e in entries if e.site not in shared for s in _needs(e)}
+            own = {s for e in entries if e.site not in shared for s in _of_inputs(e)}
             stats = self._measured(value, activation, own) if own else {}
             for matmul, entry in zip(group, entries, strict=True):
                 self._put(entry, self._weight_nk(matmul), shared.get(entry.site, stats))
 
     def _put(self, entry: Quantized, weight_nk: Tensor, stats: Stats) -> None:
         method = ROUNDINGS[entry.rounding]
-        given = {statistic: stats[statistic] for statistic in method.needs}
+        given = {statistic: stats[statistic] for statistic in _of_inputs(entry)}
+        if Statistic.OUTPUT_HESSIAN in method.needs:
+            given[Statistic.OUTPUT_HESSIAN] = self._outputs.pop(entry.site)
         codes = method.round(weight_nk, entry.weight, given)
         self._codes.put(entry.site, codes)
         if self._store is not None and method.needs:
@@ -144,7 +151,7 @@ class _Run:
             site: needs
             for site in sites
             if site not in self._codes
-            and (needs := _needs(next(e for e in self._entries.values() if e.site == site)))
+            and (needs := _of_inputs(next(e for e in self._entries.values() if e.site == site)))
         }
         if not wanted:
             return {}
@@ -160,6 +167,27 @@ class _Run:
                     spec = entry.activation
                     found[site].add(at, x if spec is None else as_quantized(x, spec), x, kept)
         return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
+
+    def _of_outputs(self) -> dict[str, Tensor]:
+        """What errors of outputs cost, by site, where roundings weigh them."""
+        products = {
+            m.node: self._entries[m.use].site
+            for s in self._stages
+            for m in (*s.products, *s.again)
+            if Statistic.OUTPUT_HESSIAN in _needs(self._entries[m.use])
+        }
+        products = {node: site for node, site in products.items() if site not in self._codes}
+        if not products:
+            return {}
+        found = output_hessians(self._program, products, self._data.batches, SEED)
+        if missing := set(products.values()) - found.keys():
+            raise BadInput(
+                f"{min(missing)}: nothing floating that the model returns depends on it, so what "
+                "its errors cost is not known\n  use a rounding that weighs inputs alone"
+            )
+        for site, value in found.items():
+            _finite({Statistic.OUTPUT_HESSIAN: value}, site)
+        return found
 
     def _stream(self, *, quantized: bool) -> Stream:
         batches = self._data.batches
@@ -192,6 +220,11 @@ class _Run:
 
 def _needs(entry: Quantized) -> frozenset[Statistic]:
     return ROUNDINGS[entry.rounding].needs
+
+
+def _of_inputs(entry: Quantized) -> frozenset[Statistic]:
+    """What is measured where a value is read; the rest is measured of the whole model before."""
+    return _needs(entry) - {Statistic.OUTPUT_HESSIAN}
 
 
 def _finite(stats: Stats, where: str) -> Stats:

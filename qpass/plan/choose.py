@@ -22,13 +22,15 @@ from qpass.analyze.regions import name_of, use_names
 from qpass.ir import Program, read
 from qpass.plan.pairs import choose_pairs
 from qpass.plan.plan import Declined, Online, Paired, Plan, Quantized, Rotated
-from qpass.plan.recipe import Recipe
+from qpass.plan.recipe import CALIBRATED, Recipe
 from qpass.plan.recipe import Role as Storage
 from qpass.rotations import ROTATIONS, Group, Transform
-from qpass.rounding import ROUNDINGS
+from qpass.rounding import ROUNDINGS, Statistic
 
 # the relative output error of each site under a plan, measured or predicted
 Errors = Callable[[Plan], Mapping[str, float]]
+# beyond it, what pairs of outputs cost together does not fit in memory: vocabularies
+WIDEST_OUTPUTS = 2**13
 
 
 def choose(
@@ -168,14 +170,19 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
         if (why := sites.refusals.get(matmul.use)) is not None:
             declined.append(Declined(name, f"not quantized: {why}"))
             continue
-        if (why := spec.supports(sites.shape(matmul))) is not None:
+        size = sites.shape(matmul)
+        if (why := spec.supports(size)) is not None:
             declined.append(Declined(name, f"quantized per channel: {why}"))
             spec = spec.per_channel()
         activation = recipe.activation
-        if activation is not None and (why := activation.supports((1, sites.shape(matmul)[1]))):
+        if activation is not None and (why := activation.supports((1, size[1]))):
             declined.append(Declined(name, f"input quantized per token: {why}"))
             activation = activation.per_channel()
-        quantized.append(Quantized(name, storage, spec, activation, recipe.rounding))
+        rounding = recipe.rounding
+        if Statistic.OUTPUT_HESSIAN in ROUNDINGS[rounding].needs and size[0] > WIDEST_OUTPUTS:
+            declined.append(Declined(name, f"rounded by {CALIBRATED}: it has {size[0]} outputs"))
+            rounding = CALIBRATED
+        quantized.append(Quantized(name, storage, spec, activation, rounding))
     if (spec := recipe.spec(Storage.EMBEDDING)) is not None:
         for use in find_tables(sites.program):
             name = sites.program.site(use)

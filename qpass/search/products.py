@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
+from qpass.calibrate.gradients import importance
 from qpass.ir import Program, read
 from qpass.search.fake import best_clip, fake
-from qpass.search.importance import importance
 from qpass.search.regions import Spot, turned
 from qpass.search.trial import Inputs, Trial, fresh
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
+from qpass.calibrate.outputs import Outputs
 from qpass.formats import QuantSpec
 from qpass.ir import Program, edit, read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS
 from qpass.search.fake import fake
-from qpass.search.outputs import Outputs
 from qpass.search.regions import Turning
 
 Inputs = tuple[object, ...]

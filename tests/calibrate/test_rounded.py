@@ -211,3 +211,14 @@ def test_data_that_is_not_finite_is_refused(seen: Seen) -> None:
             calibration=[x],
             inputs=torch.ones(3, 4),
         )
+
+
+@pytest.mark.parametrize("rounding", sorted(r.name for r in ROUNDINGS if r.needs))
+def test_every_rounding_gets_what_it_needs(rounding: str) -> None:
+    model, reference = (zoo.specimen("vision").build(0) for _ in range(2))
+    data = batches("vision", 16)
+    recipe = {"weight": {"format": "int4"}, "rounding": rounding, "rotation": "off"}
+    qpass.quantize(model, recipe, calibration=data)
+    with torch.no_grad():
+        got, want = model(**data[0]), reference(**data[0])
+    assert 0 < (got - want).norm() < 0.5 * want.norm()

@@ -7,44 +7,71 @@ squares for other outputs; an error of no preferred direction costs `|g|^2 |e|^2
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor, fx
 
+from qpass.calibrate.outputs import Outputs
 from qpass.ir import Program, edit
-from qpass.search.outputs import Outputs
-from qpass.search.trial import Inputs, fresh
+
+Inputs = Sequence[object]
 
 
 def importance(
     program: Program, products: Collection[str], batches: Sequence[Inputs], seed: int
 ) -> Mapping[str, list[Tensor]]:
     """For each product and batch, `|g|^2 / n` of every row of the product's output."""
+    found: dict[str, list[Tensor]] = {name: [] for name in products}
+    for name, rows_mn in gradients(program, products, batches, seed):
+        found[name].append(rows_mn.double().square().mean(-1).float())
+    return {name: rows for name, rows in found.items() if len(rows) == len(batches)}
+
+
+def output_hessians(
+    program: Program, products: Mapping[str, str], batches: Sequence[Inputs], seed: int
+) -> dict[str, Tensor]:
+    """`g.T @ g`, float64 `[n, n]`, by what `products` says of each product: those alike are summed.
+
+    Without outputs that gradients can start from there are none.
+    """
+    found: dict[str, Tensor] = {}
+    for name, rows_mn in gradients(program, products, batches, seed):
+        part_nn = (rows_mn.float().mT @ rows_mn.float()).double()
+        known = found.get(products[name])
+        found[products[name]] = part_nn if known is None else known.add_(part_nn)
+    return found
+
+
+def gradients(
+    program: Program, products: Collection[str], batches: Sequence[Inputs], seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The gradients `[m, n]` at the outputs of each product, batch after batch.
+
+    The program runs in float, with its weights and all values of one batch in memory.
+    """
     outputs = Outputs(program)
     probed, probes = _probed(program, products)
-    weights = {
-        use: weight.evaluate(program.sources).to(program.node(use).meta["val"].dtype)
-        for use, weight in program.weights.items()
-    }
+    weights = {use: program.value(program.node(use)) for use in program.weights}
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    found: dict[str, list[Tensor]] = {name: [] for name in products}
     for inputs in batches:
         values = dict[str, Tensor]()
         watch = _Watch(probes, values)
         made = probed.run(*fresh(inputs), weights=weights, watch=watch, gradients=True)
         form = outputs.random_form(made, generator)
         if form is None or not form.requires_grad:
-            return {}
-        names = list(values)
+            return
         grads = torch.autograd.grad(
-            form, [values[n] for n in names], allow_unused=True, materialize_grads=True
+            form, list(values.values()), allow_unused=True, materialize_grads=True
         )
-        for name, grad in zip(names, grads, strict=True):
-            rows = grad.reshape(-1, grad.shape[-1]).double()
-            found[name].append(rows.square().mean(-1).float())
-    return {name: rows for name, rows in found.items() if len(rows) == len(batches)}
+        for name, grad in zip(values, grads, strict=True):
+            yield name, grad.reshape(-1, grad.shape[-1])
+
+
+def fresh(inputs: Inputs) -> tuple[object, ...]:
+    """Inputs of their own for a program that may write to them."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 @final
