@@ -106,19 +106,23 @@ def ends(model: hf.PreTrainedModel) -> str:
 
 def _stored(module: nn.Module) -> str:
     if isinstance(module, QuantizedLinear):
-        return f"int{module.bits}"
+        return module.spec.format
     if isinstance(module, QuantizedEmbedding):
         return f"int{8 * module.codes.element_size()}"
     return str(module.weight.dtype).removeprefix("torch.")
+
+
+def _read(module: QuantizedLinear) -> str:
+    if module.activation is not None:
+        return module.activation.format
+    return f"{module.activation_bits}-bit" if module.activation_bits else "float"
 
 
 def formats(model: hf.PreTrainedModel) -> str:
     """What the linears between embedding and head became."""
     head = model.get_output_embeddings()
     kinds = {
-        f"{module.bits}-bit weights, "
-        + (f"{module.activation_bits}-bit" if module.activation_bits else "float")
-        + " activations"
+        f"{module.spec.codes.bits}-bit weights, {_read(module)} activations"
         for module in model.modules()
         if isinstance(module, QuantizedLinear) and module is not head
     }

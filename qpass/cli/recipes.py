@@ -48,4 +48,6 @@ def _spec(spec: QuantSpec | None) -> str:
         return "float"
     kind = "symmetric" if spec.symmetric else "asymmetric"
     per = "token" if spec.dynamic and spec.block == "channel" else spec.block
-    return f"{spec.format} {kind}, per {f'block of {per}' if isinstance(per, int) else per}"
+    where = f"block of {per}" if isinstance(per, int) else per
+    scales = f", {spec.scale_format} scales" if spec.one_factor else ""
+    return f"{spec.format} {kind}, per {where}{scales}"

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from qpass.formats import QuantSpec
 from qpass.ir import Note
-from qpass.plan import Declined, Plan, Recipe, Rotated
+from qpass.plan import Declined, Plan, Quantized, Recipe, Role, Rotated
 from qpass.report import Table, json_text, megabytes, notes_table, plan_table, progress, show
 from qpass.rotations import Transform
+
+FLOATS = QuantSpec("e2m1", 32, scale_format="e8m0", dynamic=True)
 
 
 class Terminal(io.StringIO):
@@ -109,10 +112,19 @@ def test_every_choice_of_a_plan_is_a_row() -> None:
     plan = Plan(
         Recipe("mine"),
         rotated=(Rotated("v", Transform("hadamard", 24, heads=3)),),
+        quantized=(
+            Quantized("a", Role.LINEAR, QuantSpec("e2m1"), None, "nearest"),
+            Quantized("b", Role.LINEAR, QuantSpec("int8"), FLOATS, "nearest"),
+            Quantized("c", Role.LINEAR, QuantSpec("e4m3"), None, "nearest"),
+        ),
         declined=(Declined("scores", "softmax"),),
     )
+    slow = ", on the reference path, without kernels"
     assert plan_table(plan).rows == (
         ("rotated", "v", "hadamard, 3 heads of width 24"),
+        ("quantized", "a", "e2m1 weight, float input, nearest"),
+        ("quantized", "b", f"int8 weight, e2m1 input, nearest{slow}"),
+        ("quantized", "c", f"e4m3 weight, float input, nearest{slow}"),
         ("declined", "scores", "softmax"),
     )
 
