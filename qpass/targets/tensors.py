@@ -51,12 +51,14 @@ def to_tensors(weight: QuantizedTensor) -> dict[str, Tensor]:
 
 
 def from_tensors(spec: QuantSpec, k: int, tensors: Mapping[str, Tensor]) -> QuantizedTensor:
-    """The weight `[n, k]` of these tensors, which have the shapes and types of its spec."""
+    """The weight `[n, k]` of copies of tensors that have the shapes and types of its spec."""
     codes = from_bits(tensors["codes"], spec.codes.bits, k, spec.codes.code_dtype)
+    if codes is tensors["codes"]:
+        codes = codes.clone()
     rows = tensors["row_scales"]
-    scales, offsets = tensors.get("group_scales"), tensors.get("group_offsets")
+    rows = rows.expand(len(codes)).clone()
+    groups = [tensors.get(name) for name in ("group_scales", "group_offsets")]
+    scales, offsets = (None if values is None else values.clone() for values in groups)
     if scales is not None and scales.dtype is torch.uint8:
         scales = scales.view(spec.scale_dtype)
-    # what is stored is not what runs: a copy, so that the file's tensors can go
-    rows = rows.expand(len(codes)).contiguous() if spec.one_factor else rows.clone()
     return QuantizedTensor(spec, codes, rows, scales, offsets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
+from qpass.formats import QuantSpec
 from qpass.ops import pack_linear
+from qpass.quantize.containers import hold
 from qpass.rotations import Transform
+from qpass.rounding import ROUNDINGS
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +46,30 @@ def quantized(bits: int = 4, groups: int = 3, offsets: bool = False, **options) 
     return QuantizedLinear(packed, torch.randn(N, generator=g), **options)
 
 
+def small(spec: QuantSpec, activation: QuantSpec | None = None, **options) -> QuantizedLinear:
+    g = generator()
+    weight = torch.randn(N, K, generator=g)
+    options.setdefault("dtype", torch.float32)
+    held, bias = hold(ROUNDINGS["nearest"].round(weight, spec, {})), torch.randn(N, generator=g)
+    return QuantizedLinear(held, bias, spec=spec, activation=activation, **options)
+
+
+MXFP4 = QuantSpec("e2m1", 8, scale_format="e8m0")
+NVFP4 = QuantSpec("e2m1", 8, scale_format="e4m3", tensor_scale=True)
+INT3 = QuantSpec("int3", 8, scale_format="float16", symmetric=False)
 LAYERS = {
     "int8": lambda **o: quantized(8, 0, **o),
     "int4": lambda **o: quantized(4, 0, **o),
     "int4 groups": lambda **o: quantized(4, 3, activation_bits=8, **o),
     "int4 offsets": lambda **o: quantized(4, 3, offsets=True, **o),
     "int4 online": lambda **o: quantized(4, 3, transform=TURN, **o),
+    "int3 offsets": lambda **o: small(INT3, activation_bits=8, **o),
+    "mxfp4": lambda **o: small(MXFP4, dataclasses.replace(MXFP4, dynamic=True), **o),
+    "nvfp4 online": lambda **o: small(NVFP4, transform=TURN, **o),
+    "e4m3": lambda **o: small(QuantSpec("e4m3"), **o),
+    "e4m3 online": lambda **o: small(
+        QuantSpec("e4m3"), QuantSpec("int8", dynamic=True), transform=TURN, **o
+    ),
     "int8 activations online": lambda **o: quantized(8, 2, activation_bits=8, transform=TURN, **o),
 }
 
@@ -68,7 +90,9 @@ def test_it_multiplies_by_its_weight(name: str, dtype: torch.dtype) -> None:
     assert got.dtype is dtype
     want = nn.functional.linear(x.double(), weight, layer.bias.double())
     # 8-bit rows: half a step of 127 in each of K products
-    limit = SUMS[dtype] + (0.02 if layer.activation_bits else 0.0)
+    limit = SUMS[dtype] + (0.02 if layer.activation_bits or layer.activation else 0.0)
+    if layer.activation is not None and layer.activation.codes.bits == 4:
+        limit = 0.2
     assert relative(want, got) <= limit
     assert layer.weight.dtype is dtype
 
@@ -121,6 +145,14 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         layer.load_state_dict({**state, "codes": codes, "weight": codes})
 
 
+def test_activations_are_quantized_in_one_way() -> None:
+    rows = QuantSpec("int8", dynamic=True)
+    with pytest.raises(BadInput, match=r"^activation: given beside activation_bits"):
+        small(INT3, rows, activation_bits=8)
+    with pytest.raises(BadInput, match=r"^activation_bits: this weight is no integers"):
+        small(QuantSpec("e4m3"), activation_bits=8)
+
+
 def test_four_bits_take_half_a_byte_in_memory_and_in_files() -> None:
     layer = quantized(4, 0)
     assert layer.state_dict()["codes"].nbytes == N * K // 2
@@ -167,7 +199,9 @@ def test_a_transform_of_another_width_is_refused() -> None:
         quantized(transform=Transform("haar", K))
 
 
-@pytest.mark.parametrize("name", ["int4 groups", "int8 activations online"])
+@pytest.mark.parametrize(
+    "name", ["int4 groups", "int8 activations online", "mxfp4", "e4m3", "e4m3 online"]
+)
 def test_it_can_be_compiled_and_exported(name: str) -> None:
     layer = LAYERS[name]()
     x = torch.randn(3, K, generator=generator(1))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import qpass
@@ -147,6 +148,19 @@ def test_an_onnx_file_decodes_to_the_same_weights(name: str, tmp_path: Path) -> 
     assert report.parity.error < 1e-4
     wider = [note for note in report.notes if "are stored" in note.why]
     assert bool(wider) is (name in ("mxfp4", "nvfp4") or name.startswith(("w2", "w3")))
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "w3a16-g64"])
+def test_transformers_reads_what_was_saved(name: str, tmp_path: Path) -> None:
+    module, inputs = float32("llama")
+    small = qpass.quantize(module, recipe(name), inputs=inputs)
+    qpass.save(small, tmp_path / "saved")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(output(again, inputs), output(small, inputs))
+    half = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", dtype=torch.bfloat16
+    )
+    assert output(half, inputs).dtype is torch.bfloat16
 
 
 def test_widths_that_blocks_do_not_divide_fall_back_and_say_so() -> None:
