@@ -42,12 +42,20 @@ def second_moments(stats: Stats, statistic: Statistic, width: int) -> Tensor:
     # of a positive semi-definite matrix, |h_ij| <= sqrt(h_ii h_jj)
     limit_k = diagonal_k.clamp_min(0).sqrt()
     slack = NOISE * float(diagonal_k.abs().max()) if width else 0.0
-    lopsided = bool(((h_kk - h_kk.T).abs() > slack).any())
-    indefinite = bool((h_kk.abs() > limit_k.unsqueeze(1) * limit_k + slack).any())
-    if lopsided or indefinite:
-        what = "symmetric" if lopsided else "positive semi-definite"
-        raise BadInput(f"{statistic.name} is not {what}: it must be a sum {statistic.value}")
-    return (h_kk + h_kk.T) / 2
+    mean_kk = torch.empty_like(h_kk)
+    for start in range(0, width, BLOCK):
+        rows = slice(start, start + BLOCK)
+        across = h_kk[:, rows].T
+        if bool(((h_kk[rows] - across).abs_() > slack).any()):
+            raise _not(statistic, "symmetric")
+        mean_kk[rows] = (h_kk[rows] + across) / 2
+        if bool((mean_kk[rows].abs() > limit_k[rows].unsqueeze(1) * limit_k + slack).any()):
+            raise _not(statistic, "positive semi-definite")
+    return mean_kk
+
+
+def _not(statistic: Statistic, what: str) -> BadInput:
+    return BadInput(f"{statistic.name} is not {what}: it must be a sum {statistic.value}")
 
 
 def square(stats: Stats, statistic: Statistic, width: int) -> Tensor:
@@ -235,10 +243,7 @@ def _cholesky(h_kk: Tensor) -> Tensor:
         rest = h_kk[start:, start:end] - known @ known[:BLOCK].T
         corner, failed = torch.linalg.cholesky_ex(rest[:BLOCK])
         if int(failed):
-            raise BadInput(
-                f"{Statistic.HESSIAN.name} is not positive semi-definite: "
-                f"it must be a sum {Statistic.HESSIAN.value}"
-            )
+            raise _not(Statistic.HESSIAN, "positive semi-definite")
         root_kk[start:end, start:end] = corner
         # rest corner^-T, with the diagonal taken out of the corner
         diagonal = corner.diagonal()
