@@ -54,7 +54,9 @@ def feed_back(
                 mine = (places // sheet.length == group).nonzero().squeeze(1)
                 aim_ln = want_kn[mine] + product(_made_up(upper_kk, at, mine).t(), lost_kn[:at])
                 scales = fit_weighted(aim_ln.t(), pivots_k[mine].unsqueeze(0), sheet.grid)
-                sheet.put(group, scales)
+                # quiet columns may aim further than the scale format reaches
+                held_n = scales.scale_b.isfinite() & scales.offset_b.isfinite()
+                sheet.put(group, sheet.scales(group).where(held_n, scales))
             aim_n = aim_tn[at - start]
             lost_kn[at] = want_kn[at] - sheet.nearest(order[at], aim_n)
             aim_tn[at - start + 1 :].addr_(upper_kk[at, at + 1 : end], lost_kn[at])

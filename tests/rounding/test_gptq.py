@@ -199,3 +199,23 @@ def test_orders():
     shuffled = torch.rand(64, generator=seeded(1))
     for order in ("diagonal", "groups"):
         assert sorted(column_order(shuffled, order, spec).tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_that_the_format_cannot_hold_are_not_taken(symmetric: bool):
+    # quiet columns that should make up for many loud ones aim beyond what float16 scales reach
+    loud = inputs(16, 900, 2, correlated=False)
+    x = torch.cat(
+        (*[loud + 0.01 * inputs(16, 900, s, correlated=False) for s in range(3, 19)], 0.001 * loud),
+        1,
+    )
+    w = layer(16, 272, 9, 1).weight
+    w = w.sign() * 8000 * torch.rand(16, 272, generator=seeded(1), dtype=torch.float64)
+    w[:, 256:] *= 0.01
+    spec = QuantSpec("int2", 16, scale_format="float16", symmetric=symmetric)
+    one = Layer(w, x)
+    for rounding in (Gptq(shrinkage=0.001), ROUNDINGS["gptq-descent"]):
+        q = rounding.round(w, spec, one.stats).dequantize(torch.float64)
+        plain = ROUNDINGS["nearest"].round(w, spec, {}).dequantize(torch.float64)
+        assert q.isfinite().all()
+        assert one.error(q) < one.error(plain)
