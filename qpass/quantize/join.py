@@ -27,7 +27,10 @@ def join_products(program: Program, choices: Mapping[str, Quantized]) -> dict[st
     groups: dict[object, list[Matmul]] = {}
     for matmul in find_matmuls(program):
         choice = choices.get(program.site(matmul.use))
-        if choice is None or choice.weight.block == "tensor" or not _joins(program, matmul):
+        if choice is None or not _joins(program, matmul):
+            continue
+        if choice.weight.block == "tensor" or choice.weight.tensor_scale:
+            # one scale for all rows would be another one for more rows
             continue
         key = (matmul.value, matmul.bias is None, replace(choice, site=""))
         groups.setdefault(key, []).append(matmul)

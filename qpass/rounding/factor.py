@@ -14,22 +14,23 @@ from torch import Tensor
 
 from qpass.rounding.grid import Grid
 
+SAMPLED = 4096
 PROBED = 64
 # `s q` has at most 4 + 7 significant bits; what is rounded off is the noise of float32 beyond
 SIGNIFICANT_BITS = 18
 SMALLEST_FACTOR = torch.finfo(torch.float32).tiny
 
 
-def tensor_factor(exact_nk: Tensor, grid: Grid) -> float:
-    """The factor of a finite float64 weight."""
-    magnitudes = exact_nk.abs().flatten()
-    largest = magnitudes.max()
+def tensor_factor(weight_nk: Tensor, largest: Tensor, grid: Grid) -> float:
+    """The factor of a finite weight whose largest magnitude is the float64 `largest`."""
     if largest == 0:
         return 1.0
     plain = (largest / (grid.high * grid.scales.top)).float().clamp(min=SMALLEST_FACTOR)
     made_c = _candidates(largest, grid)
-    some = magnitudes[magnitudes > 0]
-    probed_p = some[:: max(1, len(some) // PROBED)][:PROBED]
+    # an odd number of steps, so that the entries come from all columns
+    some = weight_nk.flatten()[:: max(1, weight_nk.numel() // SAMPLED) | 1].double().abs()
+    some = some[some > 0]
+    probed_p = torch.cat((largest[None], some[:: max(1, len(some) // PROBED)][:PROBED]))
     products_cp = rounded(probed_p / made_c.double().unsqueeze(1)).float()
     # products of so few bits are rare among arbitrary numbers
     lattice_cp = rounded(products_cp.double(), 4 + _bits(grid)).float() == products_cp

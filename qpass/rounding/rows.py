@@ -47,6 +47,8 @@ def row_chunks(weight_nk: Tensor, spec: QuantSpec) -> Iterator[tuple[slice, Tens
 def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor, Tensor]:
     """Float32 blocks `[b, l]` and the factors `[n]` (`[1]` per tensor) taken out of the rows."""
     n, k = rows_nk.shape
+    if spec.tensor_scale:
+        return _divided(rows_nk, k // spec.groups(k), grid)
     exact_nk = rows_nk.double()
     if spec.block == "tensor":
         exact_nk = exact_nk.reshape(1, n * k)
@@ -54,12 +56,7 @@ def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor,
     blocks_ngl = exact_nk.reshape(len(exact_nk), groups, -1)
     low_ng, high_ng = blocks_ngl.aminmax(dim=2)
     largest_n = torch.maximum(-low_ng, high_ng).amax(1)
-    if not bool((largest_n <= LARGEST_WEIGHT).all()):
-        raise BadInput("the weight has a NaN, an infinity or an entry beyond float32; repair it")
-    if spec.tensor_scale:
-        factor = tensor_factor(exact_nk, grid)
-        values = rounded(exact_nk / factor).float()
-        return _short(values, blocks_ngl.shape[2]), torch.full_like(largest_n, factor)
+    _check(largest_n)
     if grid.scales.one_factor:
         # the scales of smaller blocks would be no powers of two that are stored
         tiny_ng = torch.maximum(-low_ng, high_ng) < SMALLEST_POWER * grid.high
@@ -74,6 +71,24 @@ def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor,
     values = torch.ldexp(exact_nk, -exponent_n.unsqueeze(1).double()).float()
     factor_n = torch.ldexp(torch.ones_like(exponent_n, dtype=torch.float64), exponent_n)
     return _short(values, blocks_ngl.shape[2]), factor_n
+
+
+def _divided(rows_nk: Tensor, length: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Blocks in units of the tensor's factor; a chunk at a time, as float64 is large."""
+    low, high = rows_nk.aminmax()
+    largest = torch.maximum(-low.double(), high.double())
+    _check(largest)
+    factor = tensor_factor(rows_nk, largest, grid)
+    values_nk = torch.empty(rows_nk.shape, dtype=torch.float32, device=rows_nk.device)
+    step = max(1, CHUNK // rows_nk.shape[1])
+    for values, rows in zip(values_nk.split(step), rows_nk.split(step), strict=True):
+        values.copy_(rounded(rows.double() / factor))
+    return _short(values_nk, length), largest.new_full((len(rows_nk),), factor)
+
+
+def _check(largest: Tensor) -> None:
+    if not bool((largest <= LARGEST_WEIGHT).all()):
+        raise BadInput("the weight has a NaN, an infinity or an entry beyond float32; repair it")
 
 
 def _short(values: Tensor, length: int) -> Tensor:

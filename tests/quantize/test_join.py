@@ -76,7 +76,14 @@ def test_maps_that_are_quantized_differently_stay_apart() -> None:
     assert products(program) == 3
 
 
-def test_one_scale_for_a_whole_weight_is_not_shared() -> None:
-    whole = QuantSpec("int8", "tensor")
+@pytest.mark.parametrize(
+    "whole",
+    [
+        QuantSpec("int8", "tensor"),
+        QuantSpec("e2m1", 4, scale_format="e4m3", tensor_scale=True),
+    ],
+    ids=str,
+)
+def test_one_scale_for_a_whole_weight_is_not_shared(whole: QuantSpec) -> None:
     _, _, program = three(True, True, True, specs=(whole,) * 3, activation=ROWS)
     assert products(program) == 4

@@ -116,6 +116,12 @@ def test_blocks_with_a_factor_of_the_tensor(fmt: str, largest: float, factor: fl
     assert exact(w * torch.tensor(factor), spec)
 
 
+def test_a_factor_is_found_in_rows_that_are_mostly_zeros():
+    w = torch.zeros(64, 192)
+    w[5, 3], w[9, 70] = 0.37 * 448 * 6, -0.37 * 448 * 1.5
+    assert exact(w, NVFP4)
+
+
 def test_a_matrix_next_to_such_blocks_gets_the_plain_factor():
     w = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
     q = ROUNDINGS["nearest"].round(w, NVFP4, {})

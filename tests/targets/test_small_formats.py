@@ -34,6 +34,9 @@ MIXED = {
         QuantSpec("int4", BLOCK, scale_format="bfloat16"),
         QuantSpec("int4", 2, dynamic=True),
     ),
+    "nvfp4 weights": Recipe(
+        "nvfp4 weights", QuantSpec("e2m1", BLOCK, scale_format="e4m3", tensor_scale=True)
+    ),
     "e4m3 by int8": Recipe("e4m3 by int8", QuantSpec("e4m3"), QuantSpec("int8", dynamic=True)),
 }
 
@@ -106,7 +109,7 @@ def test_a_saved_model_computes_the_same(name: str, model: str, tmp_path: Path) 
         assert -0.01 < stored - bias - weights * bits / 8 < layer.out_features
 
 
-@pytest.mark.parametrize("name", [*PRESETS[1:], "asymmetric", "groups", "e4m3 by int8"])
+@pytest.mark.parametrize("name", [*PRESETS[1:], *MIXED])
 def test_a_compiled_model_holds_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qpass.targets.inductor, "compile_fx", lambda graph, *_, **__: graph)
     torch._dynamo.reset()
@@ -147,7 +150,7 @@ def test_an_onnx_file_decodes_to_the_same_weights(name: str, tmp_path: Path) -> 
     assert report.parity is not None
     assert report.parity.error < 1e-4
     wider = [note for note in report.notes if "are stored" in note.why]
-    assert bool(wider) is (name in ("mxfp4", "nvfp4") or name.startswith(("w2", "w3")))
+    assert bool(wider) is ("fp4" in name or name.startswith(("w2", "w3")))
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "w3a16-g64"])
