@@ -233,7 +233,7 @@ def test_yaqa_is_two_sided_feedback():
     spec = QuantSpec("int3", 16, scale_format="float16")
     w = one.weight.float().double()
     w = w * 2.0 ** torch.tensor([[-15], [-14], [-16]] * 4)  # scaled up for float16, each by its own
-    q = Yaqa(joint=1).round(w, spec, one.stats)
+    q = Yaqa(joint=1, order="memory").round(w, spec, one.stats)
     scales = scales_of(q)[0].double().repeat_interleave(16, 1)
     g = shrunk(one.stats[Statistic.OUTPUT_HESSIAN], 0.1)
     expected, _ = two_sided(w, Curvature.of(one.stats, 32).h_kk, g, scales, spec)
@@ -241,10 +241,10 @@ def test_yaqa_is_two_sided_feedback():
     assert len(q.row_scales_n.unique()) > 1
 
 
-def test_yaqa_with_plain_outputs_is_ldlq():
+def test_yaqa_with_plain_outputs_is_gptq():
     one = layer(70, 64, 300, 1)
     given = {**one.stats, Statistic.OUTPUT_HESSIAN: 3 * torch.eye(70, dtype=torch.float64)}
-    a, b = (ROUNDINGS[name].round(one.weight, G32, given) for name in ("yaqa", "ldlq"))
+    a, b = (ROUNDINGS[name].round(one.weight, G32, given) for name in ("yaqa", "gptq"))
     assert torch.equal(a.codes_nk, b.codes_nk)
 
 
@@ -255,7 +255,7 @@ def test_yaqa_costs_less_on_both_sides():
     costs = []
     h = Curvature.of(given, 64).h_kk
     spec = QuantSpec("int8", 32, scale_format="float16")
-    for rounding in (Yaqa(joint=1), Yaqa(), ROUNDINGS["ldlq"]):
+    for rounding in (Yaqa(joint=1), Yaqa(), ROUNDINGS["gptq"]):
         lost = rounding.round(one.weight, spec, given).dequantize(torch.float64) - one.weight
         costs.append(((lost @ h @ lost.T) * shrunk(g.T @ g, 0.1)).sum().item())
     assert costs[0] < costs[1] < 0.9 * costs[2]
