@@ -33,7 +33,7 @@ class Yaqa(Rounding):
     needs: frozenset[Statistic] = frozenset(
         {Statistic.HESSIAN, Statistic.HELD_HESSIAN, Statistic.OUTPUT_HESSIAN}
     )
-    joint: int = 16
+    joint: int = 32
     output_shrinkage: float = 0.1
     order: Order = "diagonal"
 
