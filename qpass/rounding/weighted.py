@@ -42,7 +42,7 @@ FINE_MOVES = (1 / 16, 1 / 40)
 @dataclass(frozen=True, slots=True)
 class Weighted(Rounding):
     name: str = "weighted"
-    needs: frozenset[Statistic] = frozenset({Statistic.HESSIAN})
+    needs: frozenset[Statistic] = frozenset({Statistic.HESSIAN, Statistic.HELD_HESSIAN})
 
     def round(self, weight_nk: Tensor, spec: QuantSpec, stats: Stats) -> QuantizedTensor:
         check_weight(weight_nk, spec)

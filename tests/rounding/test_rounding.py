@@ -218,3 +218,18 @@ def test_what_cannot_be_rounded_is_refused(rounding: Rounding):
         rounding.round(w.to(torch.int8), SPECS[0], stats(64))
     with pytest.raises(BadInput, match="dynamic"):
         rounding.round(w, QuantSpec("int8", dynamic=True), stats(64))
+
+
+@EACH
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0), (1, 1), (1, 64)], ids=str)
+def test_the_smallest_weights(rounding: Rounding, shape: tuple[int, int]):
+    n, k = shape
+    w = random_weight(n, k, 1).bfloat16().requires_grad_()
+    for spec in SPECS:
+        if spec.supports(shape) is None:
+            q = rounding.round(w, spec, statistics(torch.ones(7, k, dtype=torch.float64), n))
+            assert q.shape == shape
+            assert n * k == 0 or q.dequantize(torch.float32).isfinite().all()
+    zero = torch.zeros(4, 64)
+    q = rounding.round(zero, SPECS[0], stats(64, 4))
+    assert torch.equal(q.dequantize(torch.float32), zero)
