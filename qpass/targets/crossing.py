@@ -221,11 +221,14 @@ def check(family: Family) -> None:
 
 
 def _looked_away(module: nn.Module) -> bool:
-    """Whether no hook of a module looks at the values of this call."""
+    """Whether no hook of a module looks at the values of this call.
+
+    It may have none: `torch.export` puts the dicts of modules back as they were when it began.
+    """
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return bool(hooks) and all(looks_away(hook) for hook in hooks)
+    return all(looks_away(hook) for hook in hooks)
 
 
 def _lost_hooks(family: Family) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qpass
 from qpass.capture import capture
-from qpass.errors import CaptureFailed
+from qpass.errors import CaptureFailed, Unsupported
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear
 from tests.zoo import randomise
 
@@ -235,6 +235,20 @@ class Decodes(Net):
         if x.sum() > 1e6:
             x = -x
         return self.decoder(ids, x)
+
+
+@torch.no_grad()
+def test_hooks_that_are_gone_convert_nothing_after_a_trace():
+    model = net(Decodes)
+    want = model(ids(2, 5))
+    qpass.rotate(model, ids(2, 5))
+    handle = model.decoder.layers[0].register_forward_hook(lambda m, args, out: None)
+    with pytest.raises(Unsupported, match="not known"):
+        model(ids(2, 5))
+    handle.remove()
+    with pytest.raises(Exception, match="data-dependent"):
+        torch.export.export(model, (ids(2, 5),), strict=False)
+    assert far(model(ids(2, 5)), want) < EXACT
 
 
 @pytest.mark.parametrize("kind", [Net, Skips, Square, Decodes])
