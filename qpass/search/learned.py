@@ -1,15 +1,14 @@
 """Learned rotations: every folded rotation is turned further, to where quantizing costs least.
 
 All free regions are learned at once (Liu et al., SpinQuant: LLM quantization with learned
-rotations, 2024), on the group itself. The first loss is the error of each product on samples, which
-needs no whole run (in the spirit of Akhondzadeh et al., KurTail: Kurtosis-based LLM Quantization,
-2025); the error of what the program returns decides, on calibration data that was not learned from.
+rotations, 2024), on the group itself. The loss is what the errors of products cost the outputs, on
+samples, which needs no whole run (in the spirit of Akhondzadeh et al., KurTail: Kurtosis-based LLM
+Quantization, 2025). The outputs decide, on calibration data that nothing was learned from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,21 +18,19 @@ from torch import Tensor
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
+from qpass.search.holdout import Holdout, split
 from qpass.search.orthogonal import Learner
 from qpass.search.products import Products
 from qpass.search.regions import Turning
-from qpass.search.trial import Inputs, Trial, fresh
+from qpass.search.trial import Trial
 from qpass.transform import carry_out
 
 # each coordinate turns by about this much, in radians, at the first step; then less
-RATE = 0.1
+RATE = 0.015
 # multiplications that learning may take, and how many steps that may be
 WORK, LEAST_STEPS, MOST_STEPS = 1e13, 30, 200
-# of the calibration data: what is held out to choose by
-HOLDOUT = 0.25
-MOST_HELD = 4
 # how often the held-out data is looked at
-LOOKS = 4
+LOOKS = 3
 
 
 @final
@@ -49,14 +46,13 @@ class Learned(Chooser):
         if not turning.stacks or not task.plan.quantized:
             why = "nothing that is folded can turn" if task.plan.quantized else "nothing is rounded"
             return task.plan, (Note(False, "learned", why),)
-        learning, held = split(task.batches)
         trial = Trial(after, task.plan, turning)
-        wanted = [task.program.run(*fresh(inputs)) for inputs in held]
-        best = Best(trial, held, wanted)
+        best = Best(trial, Holdout(task))
         start = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
         best.offer(start)
         first = best.score
         seed = task.plan.recipe.seed
+        learning, _ = split(task.batches)
         products = Products(trial, task.program, after, learning, seed)
         if products.all:
             _learn_from_products(products, turning, task, best)
@@ -70,27 +66,19 @@ class Learned(Chooser):
 class Best:
     """The best matrices so far, on data that nothing was learned from."""
 
-    def __init__(
-        self, trial: Trial, held: Sequence[Inputs], wanted: Sequence[Sequence[object]]
-    ) -> None:
-        self._trial, self._held, self._wanted = trial, held, wanted
+    def __init__(self, trial: Trial, holdout: Holdout) -> None:
+        self._trial, self._holdout = trial, holdout
         self.matrices: list[Tensor] = []
         self.score = math.inf
 
     def offer(self, matrices: list[Tensor]) -> bool:
         """Keep these if they are better; whether they are."""
-        score = self._trial.score(matrices, self._held, self._wanted)
+        score = self._trial.score(matrices, self._holdout.batches, self._holdout.wanted)
         # a comparison with NaN is false; the first are kept whatever they are
         if self.matrices and not score < self.score:
             return False
         self.matrices, self.score = matrices, score
         return True
-
-
-def split(batches: Sequence[Inputs]) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
-    """Data to learn from and data to choose by; one batch has to serve for both."""
-    held = min(MOST_HELD, max(1, round(HOLDOUT * len(batches))))
-    return (batches[:-held], batches[-held:]) if len(batches) > 1 else (batches, batches)
 
 
 def _learn_from_products(products: Products, turning: Turning, task: Task, best: Best) -> None:

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-_BETAS = (0.9, 0.95)
+_BETAS = (0.95, 0.95)
 _EPSILON = 1e-10
 
 

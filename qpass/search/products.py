@@ -63,20 +63,16 @@ class Products:
     ) -> None:
         self._trial = trial
         matmuls = [m for m in find_matmuls(after) if m.use in trial.entries]
-        most = _most_rows(after, matmuls, len(batches))
-        rows = _sample(after, matmuls, batches, trial.base, most)
-        names = {m.node for m in matmuls} & {m.node for m in find_matmuls(before)}
-        costs = importance(before, names, batches, seed)
+        found = sample(before, after, matmuls, batches, trial.base, seed)
         self.all: list[Sampled] = []
         for matmul in matmuls:
-            if matmul.value not in rows or matmul.node not in costs:
+            if matmul.use not in found:
                 continue
             spots = trial.turning.spots.get(matmul.use, ())
             reading = tuple(s for s in spots if s.axis == matmul.reads)
             writing = tuple(s for s in spots if s.axis == matmul.writes)
-            cost_m = torch.cat([some_m[:: _every(some_m, most)] for some_m in costs[matmul.node]])
             if reading or writing:
-                self.all.append(Sampled(matmul, rows[matmul.value], cost_m, reading, writing))
+                self.all.append(Sampled(matmul, *found[matmul.use], reading, writing))
         self.clips: dict[str, float] = {}
         for product in self.all:
             use = product.matmul.use
@@ -140,6 +136,30 @@ class Products:
     def _weight(self, product: Sampled) -> Tensor:
         base = self._trial.base[product.matmul.use]
         return base if product.matmul.reads == 1 else base.mT
+
+
+def sample(
+    before: Program,
+    after: Program,
+    matmuls: Sequence[Matmul],
+    batches: Sequence[Inputs],
+    weights: Mapping[str, Tensor],
+    seed: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rows of the input of each product of `after`, and what errors of their outputs cost.
+
+    Costs are those of the same products in `before`, the program as captured; by use.
+    """
+    most = _most_rows(after, matmuls, len(batches))
+    rows = _sample(after, matmuls, batches, weights, most)
+    names = {m.node for m in matmuls} & {m.node for m in find_matmuls(before)}
+    costs = importance(before, names, batches, seed)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for matmul in matmuls:
+        if matmul.value in rows and matmul.node in costs:
+            kept = [some_m[:: _every(some_m, most)] for some_m in costs[matmul.node]]
+            found[matmul.use] = rows[matmul.value], torch.cat(kept)
+    return found
 
 
 def _most_rows(after: Program, matmuls: Sequence[Matmul], batches: int) -> int:

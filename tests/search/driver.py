@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qpass.capture import Captured, capture
+from qpass.capture import capture
 from qpass.ir import run_passes
 from qpass.plan import Recipe
 from qpass.plan.choose import choose
@@ -26,26 +26,34 @@ W4A4 = {
 
 def task(name: str, recipe: Mapping[str, object] = W4A4, batches: int = 6, seed: int = 0) -> Task:
     """A model of the zoo in float32, the plan that needs no data, and data."""
-    model = specimen(name).build(0).float()
-    inputs = {
-        k: v.float() if v.is_floating_point() else v for k, v in specimen(name).inputs().items()
-    }
+    given = specimen(name).inputs()
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
+    data = [batch(inputs, i) for i in range(batches)]
+    return task_of(specimen(name).build(0).float(), inputs, {**recipe, "seed": seed}, data)
+
+
+def task_of(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    recipe: Mapping[str, object],
+    data: Sequence[Mapping[str, Tensor]],
+) -> Task:
+    """A model, the plan that needs no data, and data."""
     captured = capture(model, inputs)
     folded, _ = run_passes(captured.program, [FoldNorms(), FoldScales()])
-    plan = choose(folded, Recipe.read(recipe, seed=seed), stored=True)
-    data = [batch(captured, inputs, i) for i in range(batches)]
-    return Task(captured.program, folded, plan, data)
+    plan = choose(folded, Recipe.read(recipe), stored=True)
+    return Task(captured.program, folded, plan, [captured.flatten(given) for given in data])
 
 
-def batch(captured: Captured, inputs: Mapping[str, Tensor], seed: int) -> tuple[object, ...]:
+def batch(inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Random inputs of the same shapes."""
     generator = torch.Generator().manual_seed(seed)
-    made = {
+    return {
         name: torch.randn(value.shape, generator=generator)
         if value.is_floating_point()
         else tokens(*value.shape, seed=seed)
         for name, value in inputs.items()
     }
-    return captured.flatten(made)
 
 
 def without_rotations(given: Task) -> Task:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from qpass.ir import Block, ChangeBasis
-from qpass.plan.chooser import CHOOSERS, Task
+from qpass.plan.chooser import CHOOSERS
 from qpass.rotations import Element, Transform
-from qpass.search.learned import split
-from qpass.search.regions import Turning, turned
-from qpass.search.trial import Trial, fresh
+from qpass.search import learned
+from qpass.search.holdout import Holdout
+from qpass.search.regions import turned
 from qpass.transform import carry_out
 from qpass.verify.exact import ExactCheck
 from tests.search.driver import W4A4, task, without_rotations
@@ -21,14 +21,10 @@ EXACT = 1e-10
 MODELS = ("llama", "gpt2", "bert", "vision", "gpt_neox", "nano_gpt")
 
 
-def held_out(given: Task, plan) -> float:
-    """The mean distance to the float outputs on the data that is held out."""
-    after = carry_out(given.program, given.folded, plan).program
-    turning = Turning.of(given.folded, after, plan)
-    _, held = split(given.batches)
-    wanted = [given.program.run(*fresh(inputs)) for inputs in held]
-    eyes = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
-    return Trial(after, plan, turning).score(eyes, held, wanted)
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch) -> None:
+    """As many as show that it learns."""
+    monkeypatch.setattr(learned, "MOST_STEPS", 50)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -38,7 +34,7 @@ def test_learned_rotations_are_exact_and_no_worse(name: str) -> None:
     done = carry_out(given.program, given.folded, plan)
     assert done.plan.rotated == plan.rotated
     assert ExactCheck(given.batches[0]).error(given.program, done.program) <= EXACT
-    start, found = held_out(given, given.plan), held_out(given, plan)
+    start, found = (Holdout(given).score(p) for p in (given.plan, plan))
     if notes[0].done:
         assert any(isinstance(r.transform, Element) for r in plan.rotated)
         assert found < start
@@ -52,7 +48,7 @@ def test_something_is_learned() -> None:
     given = task("llama")
     plan, notes = CHOOSERS["learned"].choose(given)
     assert notes[0].done
-    assert held_out(given, plan) < 0.9 * held_out(given, given.plan)
+    assert Holdout(given).score(plan) < 0.9 * Holdout(given).score(given.plan)
 
 
 def test_equal_tasks_give_equal_plans() -> None:
