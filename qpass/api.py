@@ -24,6 +24,7 @@ from qpass.hf.saving import take_over_saving
 from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Declined, Plan, Recipe
 from qpass.plan.choose import choose
+from qpass.plan.chooser import Task, expect_data, improved
 from qpass.plan.fits import expect_fits
 from qpass.quantize.errors import SiteErrors
 from qpass.report.coverage import Coverage, find_coverage, online_widths
@@ -121,6 +122,8 @@ def rotate(
 
     bounds = _bounds(model, captured.program, sample)
 
+    if known is None:
+        expect_data(given, given=False)
     decide = _decider(known, given, bounds)
     done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
@@ -168,12 +171,22 @@ def quantize(
             return _errors(captured.program, folded, flat[0])
 
         errors = measure if given.rotation == "auto" else None
-        decide = _decider(known, given, bounds, errors, calibrated=bool(batches))
+        data = flat if batches else []
+        found: list[Note] = []
+
+        def improve(folded: Program, plan: Plan) -> Plan:
+            program = captured.program
+            better, found[:] = improved(Task(program, folded, plan, data, advance))
+            return better
+
+        if known is None:
+            expect_data(given, given=bool(batches))
+        decide = _decider(known, given, bounds, errors, improve, calibrated=bool(batches))
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
-        data = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
-        codes = _calibrated(done, data, resume, lambda at, of: advance("calibrate", at, of))
+        measured = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
+        codes = _calibrated(done, measured, resume, lambda at, of: advance("calibrate", at, of))
         written = write_back(
             model,
             captured.program,
@@ -184,7 +197,7 @@ def quantize(
             ties=bounds.ties,
         )
     take_over_saving(model)
-    for note in (*captured.notes, *done.notes, *written):
+    for note in (*captured.notes, *found, *done.notes, *written):
         log.info("%s: %s", note.where, note.why)
     return model
 
@@ -248,6 +261,7 @@ def _decider(
     given: Recipe,
     bounds: _Bounds,
     errors: Callable[[Program], SiteErrors] | None = None,
+    improve: Callable[[Program, Plan], Plan] = lambda _, plan: plan,
     *,
     calibrated: bool = False,
 ) -> _Decide:
@@ -257,7 +271,7 @@ def _decider(
         if known is not None:
             expect_fits(known, folded)
             return known
-        return choose(
+        plan = choose(
             folded,
             bounds.within(given),
             refusals=bounds.refusals,
@@ -266,6 +280,7 @@ def _decider(
             errors=None if errors is None else errors(folded),
             calibrated=calibrated,
         )
+        return improve(folded, plan)
 
     return decide
 

@@ -26,6 +26,7 @@ from qpass.errors import BadInput, CaptureFailed, QpassError, StateError, Unsupp
 from qpass.ir import Note, Program, read, run_passes
 from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose, held_by_cache
+from qpass.plan.chooser import expect_data
 from qpass.plan.fits import admitted
 from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
@@ -194,6 +195,7 @@ def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Op
     device = this_device()
     capability = Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
     recipe = _recipe(options.recipe, capability)
+    expect_data(recipe, given=False)
     sources = folded.sources
 
     def make() -> Plan:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
+from qpass.errors import BadInput
 from qpass.ir import Note, Program
 from qpass.plan.plan import Plan
+from qpass.plan.recipe import Recipe
 from qpass.registry import Registry
 
-
-class Advance(Protocol):
-    """Is told what is done, how far it is, and of how much."""
-
-    def __call__(self, task: str, done: int, total: int) -> None: ...
+# is told what is done, how far it is, and of how much
+Advance = Callable[[str, int, int], None]
 
 
 def unseen(task: str, done: int, total: int) -> None:
@@ -49,3 +48,21 @@ class Chooser(abc.ABC):
 
 
 CHOOSERS: Registry[Chooser] = Registry("transform", "qpass.search")
+
+
+def improved(task: Task) -> tuple[Plan, tuple[Note, ...]]:
+    """The plan of `task` after all methods of its recipe, in order, and what each gained."""
+    plan, notes = task.plan, list[Note]()
+    for method in plan.recipe.methods:
+        plan, more = CHOOSERS[method].choose(replace(task, plan=plan))
+        notes += more
+    return plan, tuple(notes)
+
+
+def expect_data(recipe: Recipe, *, given: bool) -> None:
+    """Raise BadInput for a recipe whose methods want data, where there is none."""
+    if recipe.methods and not given:
+        raise BadInput(
+            f"transform = {recipe.transform!r}: is found from data, and there is none\n"
+            "  call qpass.quantize with calibration batches, or give a plan that was found"
+        )

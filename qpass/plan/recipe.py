@@ -22,6 +22,8 @@ AUTO = "auto"
 BASE = "recipe"
 CUSTOM = "custom"
 FLOAT = "float"
+# transforms that need no data: those that the recipe names
+FIXED = "fixed"
 PRESETS = Path(__file__).parent / "presets"
 # the rounding of weights whose inputs are known
 CALIBRATED = "gptq-descent"
@@ -45,8 +47,10 @@ class Recipe:
 
     `residual`, `value` and `online` name the rotations of the residual stream, of what each head
     passes from values to outputs, and of edges where a rotation has to run with the model.
-    `rotation` "auto" decides for each of them by error. `rounding` "auto" is the best one that the
-    data at hand allows. `keep_tied` leaves a weight that is used twice as one.
+    `rotation` "auto" decides for each of them by error. `transform` says what finds better ones
+    from data, once those are chosen: one method, or several in order, joined by "+". `rounding`
+    "auto" is the best one that the data at hand allows. `keep_tied` leaves a weight that is used
+    twice as one.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Recipe:
     residual: str = "hadamard"
     value: str = "hadamard"
     online: str = "hadamard"
+    transform: str = FIXED
     rounding: str = AUTO
     head: str = "int8"
     embedding: str = "int8"
@@ -100,6 +105,12 @@ class Recipe:
         for key, rotation in rotations:
             expect_type(str, key, rotation, "the name of a rotation")
             ROTATIONS[rotation]
+        expect_type(str, "transform", self.transform, "the name of a method")
+        for method in self.methods:
+            # what the methods take holds recipes
+            from qpass.plan.chooser import CHOOSERS
+
+            CHOOSERS[method]
         expect_type(str, "rounding", self.rounding, "the name of a rounding")
         if self.rounding != AUTO:
             ROUNDINGS[self.rounding]
@@ -118,6 +129,11 @@ class Recipe:
         allowed = '"channel" (per token) or a positive integer'
         expect(spec.block != "tensor", "activation.block", spec.block, allowed)
         expect(spec.axis == -1, "activation.axis", spec.axis, "-1")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What finds transforms from data, in order; nothing for fixed ones."""
+        return () if self.transform == FIXED else tuple(self.transform.split("+"))
 
     def settled(self, *, calibrated: bool) -> Recipe:
         """The recipe with its rounding chosen, for a run with calibration data or without."""
