@@ -14,6 +14,12 @@ def _groups(bits: int, *, symmetric: bool = True) -> QuantSpec:
     return QuantSpec(f"int{bits}", 64, scale_format="float16", symmetric=symmetric)
 
 
+def _preset(name: str) -> tuple[QuantSpec, QuantSpec | None]:
+    found = Recipe.read(name)
+    assert found.weight is not None
+    return found.weight, found.activation
+
+
 # weights, and what is read: one scale for a row where no group is named
 SETTINGS: dict[str, tuple[QuantSpec, QuantSpec | None]] = {
     "W8A8": (QuantSpec("int8"), PER_TOKEN[8]),
@@ -23,6 +29,8 @@ SETTINGS: dict[str, tuple[QuantSpec, QuantSpec | None]] = {
     "W4A16 g64 asymmetric": (_groups(4, symmetric=False), None),
     "W3A16 g64": (_groups(3), None),
     "W2A16 g64": (_groups(2), None),
+    "MXFP4": _preset("mxfp4"),
+    "NVFP4": _preset("nvfp4"),
 }
 
 
@@ -39,6 +47,12 @@ METHODS = {
     "rounding": Method({"rotation": "off", "rounding": "auto"}),
     "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, seeded=True),
     "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, seeded=True),
+    "learned, rounding": Method(
+        {"rotation": "on", "rounding": "auto", "transform": "learned"}, seeded=True
+    ),
+    "scaled and learned, rounding": Method(
+        {"rotation": "on", "rounding": "auto", "transform": "smooth+learned"}, seeded=True
+    ),
 }
 
 
