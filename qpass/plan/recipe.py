@@ -153,6 +153,9 @@ class Recipe:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for key, spec in (("weight", self.weight), ("activation", self.activation)):
             fields[key] = FLOAT if spec is None else spec.table()
+        if self.transform == FIXED:
+            # written as it was before there were others
+            del fields["transform"]
         return fields
 
     def toml(self) -> str:

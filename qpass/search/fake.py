@@ -12,7 +12,7 @@ from torch import Tensor
 from qpass.formats import Format, Integers, QuantSpec
 
 # of the largest magnitude: where the last point of a grid may lie
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
 # a block of zeros has a scale, too
 _TINY = 1e-12
 
@@ -27,13 +27,18 @@ def fake(x: Tensor, spec: QuantSpec, clip: float = 1.0) -> Tensor:
     codes = spec.codes
     if spec.symmetric:
         offset_b1: Tensor | float = 0.0
-        scale_b1 = x_bl.abs().amax(-1, keepdim=True) * (clip / min(codes.high, -codes.low))
+        extreme_b1 = x_bl.gather(-1, x_bl.detach().abs().argmax(-1, keepdim=True))
+        if spec.dynamic:
+            scale_b1 = extreme_b1.abs() * (clip / min(codes.high, -codes.low))
+        else:
+            # the side with one more level faces the extreme, as in stored weights
+            scale_b1 = extreme_b1 * (clip / codes.low)
     else:
         low_b1, high_b1 = (end * clip for end in x_bl.aminmax(dim=-1, keepdim=True))
         low_b1 = low_b1.clamp(max=0)
         scale_b1 = (high_b1.clamp(min=0) - low_b1) / (codes.high - codes.low)
         offset_b1 = low_b1 - codes.low * scale_b1
-    scale_b1 = scale_b1.clamp_min(_TINY)
+    scale_b1 = torch.where(scale_b1.abs() < _TINY, _TINY, scale_b1)
     steps_bl = (x_bl - offset_b1) / scale_b1
     return (_rounded(steps_bl, codes) * scale_b1 + offset_b1).reshape(x.shape)
 

@@ -21,7 +21,7 @@ from tests import zoo
 from tests.zoo import _GATED, POSITIONS, VOCABULARY, randomise, tiny, tokens
 
 WIDTH = 24
-RECIPE = Recipe("pairs")
+RECIPE = Recipe("pairs", rounding="nearest")
 
 
 class Block(nn.Module):
