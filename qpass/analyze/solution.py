@@ -50,8 +50,11 @@ def visit(
     elif node.op == "placeholder":
         if read.fake(node) is not None:
             c.give_fresh(node)
-            if boundary and node.name not in c.program.weights:
+            weight = c.program.weight(node)
+            if boundary and weight is None:
                 c.pin_all(node, "the graph receives it")
+            elif weight is not None and weight.source in c.program.fixed:
+                c.pin_all(node, "code makes it, and may make it again")
     else:
         _apply(node, c)
         if node.name in held and node in c.layouts:

@@ -249,6 +249,7 @@ def _program(made: _Exported, model: nn.Module) -> Program:
     name_modules_once(program, model)
     find_owners(program, model, {name: name for name in sources if name in stored})
     program.rigid = find_rigid(program, model)
+    program.fixed = frozenset(sources.keys() - _kept(model))
     spell_out_einsums(program)
     lift(program)
     split_uses(program)
@@ -288,6 +289,16 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def _kept(model: nn.Module) -> set[str]:
+    """The names of the tensors that a checkpoint of the model has."""
+    made = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    return _stored(model).keys() - made
 
 
 def _structure(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:

@@ -246,6 +246,7 @@ def _joined(model: nn.Module, parts: Sequence[_Part], outside: frozenset[str]) -
     owners: dict[str, Owner] = {}
     sources: dict[str, Tensor] = {}
     rigid: set[str] = set()
+    fixed: set[str] = set()
     inner: set[str] = set()
     copies: list[dict[fx.Node, fx.Node]] = []
     for part in parts:
@@ -253,6 +254,7 @@ def _joined(model: nn.Module, parts: Sequence[_Part], outside: frozenset[str]) -
         modules = {path: names.module(part, path) for path, _ in part.call.module.named_modules()}
         inner |= set(modules.values())
         rigid |= {modules[path] for path in program.rigid}
+        fixed |= {names.source(part, source) for source in program.fixed}
         edit.rename_modules(program.graph, modules)
         copied = {n: graph.node_copy(n) for n in program.graph.nodes if n.op == "placeholder"}
         copies.append(copied)
@@ -272,6 +274,7 @@ def _joined(model: nn.Module, parts: Sequence[_Part], outside: frozenset[str]) -
         returned += [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
     elsewhere = frozenset(path for path, _ in model.named_modules() if path not in inner)
     joined = Program(graph, weights, sources, owners, frozenset(rigid), elsewhere=elsewhere)
+    joined.fixed = frozenset(fixed)
     graph.output(tuple(returned))
     for name in sorted(outside & sources.keys()):
         # what reads it is not in the graph, so this use of it may not change

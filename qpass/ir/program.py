@@ -43,7 +43,7 @@ class Program:
     of the modules that would not add a bias which they do not have yet. `seams` are the only places
     where a transform can stand (None: anywhere): a value, who reads it, and whether the value is
     turned back there. `elsewhere` are the paths of the modules that do not run in the graph, where
-    it holds only parts of a model.
+    it holds only parts of a model. `fixed` are the sources that code makes, and may make again.
     """
 
     graph: fx.Graph
@@ -53,6 +53,7 @@ class Program:
     rigid: frozenset[str] = frozenset()
     seams: frozenset[tuple[str, str, bool]] | None = None
     elsewhere: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     _named: dict[str, fx.Node] = field(default_factory=dict[str, fx.Node], init=False, repr=False)
 
     @property
@@ -90,7 +91,7 @@ class Program:
     def clone(self) -> Program:
         """Copy the graph, with the same names; share the sources."""
         weights, owners = dict(self.weights), dict(self.owners)
-        rest = self.rigid, self.seams, self.elsewhere
+        rest = self.rigid, self.seams, self.elsewhere, self.fixed
         return Program(copy(self.graph), weights, self.sources, owners, *rest)
 
     def lint(self) -> None:
