@@ -134,6 +134,7 @@ class _Result:
 
 
 def _report(result: _Result, *, as_json: bool) -> None:
+    from qpass.quantize.containers import REFERENCE, by_reference
     from qpass.report import Table
     from qpass.report.quality import quality_table
     from qpass.report.table import collapsed
@@ -143,6 +144,7 @@ def _report(result: _Result, *, as_json: bool) -> None:
     plan = record_of(result.model).plans[-1]
     output, found, failed = result.output, result.found, result.failed
     size = state_megabytes(result.model)
+    slow = sum(by_reference(entry.weight, entry.activation) for entry in plan.quantized)
     declined = Table("declined", ("where", "why"), tuple((d.where, d.why) for d in plan.declined))
     if as_json:
         counts = {"quantized": len(plan.quantized), "rotated": len(plan.rotated)}
@@ -152,6 +154,7 @@ def _report(result: _Result, *, as_json: bool) -> None:
             "float_megabytes": result.before,
             **counts,
             "online": len(plan.online),
+            "without_kernels": slow,
             "declined": declined,
             "quality": found,
             "gate": failed,
@@ -167,8 +170,9 @@ def _report(result: _Result, *, as_json: bool) -> None:
             tables["quality"] = quality_table("quality", {output.name: found})
         tables["size"] = f"{size:.4g} MB of weights instead of {result.before:.4g} MB"
         tables["plan"] = (
-            f"{len(plan.quantized)} weights in integers, {len(plan.rotated)} regions rotated, "
+            f"{len(plan.quantized)} weights quantized, {len(plan.rotated)} regions rotated, "
             f"{len(plan.online)} rotations online"
+            + (f", {slow} products {REFERENCE}" if slow else "")
         )
         if not failed:
             tables["saved"] = f"saved: {output}"

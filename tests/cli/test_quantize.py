@@ -32,7 +32,7 @@ def test_what_is_written_loads_and_computes(folder: str, tmp_path: Path, capsys)
     out = capsys.readouterr().out
     assert "MB of weights instead of" in out
     # 7 in each of 2 layers, the head and the embedding
-    assert "16 weights in integers, 3 regions rotated, 2 rotations online" in out
+    assert "16 weights quantized, 3 regions rotated, 2 rotations online\n" in out
     assert "declined" not in out
     small, large = qpass.load(output), specimen("llama_tied").build(0).to(torch.float32)
     ids = specimen("llama_tied").inputs()["input_ids"]
@@ -55,6 +55,15 @@ def test_a_field_of_the_recipe_can_be_set(folder: str, tmp_path: Path, capsys) -
     assert isinstance(head, torch.nn.Linear)
     layers = [m for m in qpass.load(tmp_path / "out").modules() if isinstance(m, QuantizedLinear)]
     assert {(layer.bits, layer.in_features // layer.groups) for layer in layers} == {(4, 8)}
+
+
+def test_what_has_no_kernels_is_said(folder: str, tmp_path: Path, capsys) -> None:
+    options = [folder, "-r", "nvfp4", "-o", str(tmp_path / "out")]
+    assert run(["quantize", *options]) == 0
+    # all products, the head among them: none reads rows of integers
+    assert "15 products on the reference path, without kernels" in capsys.readouterr().out
+    assert run(["quantize", *options, "--set=activation=float", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["without_kernels"] == 0
 
 
 def test_what_stays_float_is_said_once_for_all_layers(folder: str, tmp_path: Path, capsys) -> None:
