@@ -26,6 +26,7 @@ struct Shape {
 
 const char* refuse(const LinearCodes& c) {
   if (c.out_type == Float::f64) return "it does not write float64";
+  if (c.weight.bias && c.weight.bias_type == Float::f64) return "the bias is float64";
   if (c.m < kFewestRows) return "fewer rows than a tile has";
   return nullptr;
 }

@@ -25,7 +25,9 @@ struct Lines {
 };
 
 const char* refuse(const LinearCodes& c) {
-  return c.out_type == Float::f64 ? "it does not write float64" : nullptr;
+  if (c.out_type == Float::f64) return "it does not write float64";
+  if (c.weight.bias && c.weight.bias_type == Float::f64) return "the bias is float64";
+  return nullptr;
 }
 
 bool unpacks(const LinearCodes& c) { return c.weight.bits == 4 && c.m >= kPanelRows; }

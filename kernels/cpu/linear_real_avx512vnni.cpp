@@ -11,7 +11,9 @@ constexpr int kPanelBlocks = 2;
 constexpr int64_t kPanelWidth = kPanelBlocks * kRows;
 
 const char* refuse(const LinearReal& c) {
-  return c.type == Float::f64 ? "it does not compute in float64" : nullptr;
+  if (c.type == Float::f64) return "it does not compute in float64";
+  if (c.weight.bias && c.weight.bias_type == Float::f64) return "the bias is float64";
+  return nullptr;
 }
 
 size_t scratch(const LinearReal& c) {

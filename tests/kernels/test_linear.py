@@ -232,6 +232,25 @@ def test_values_that_are_not_finite_stay_so(isa: Isa) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("isa", paths(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize("type_", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_bias_may_have_another_type(isa: Isa, type_: torch.dtype) -> None:
+    n, k = 35, 40
+    generator = torch.Generator().manual_seed(0)
+    packed = random_packed(n, k, 1, KINDS[0], generator)
+    x, bias = (torch.randn(*s, generator=generator) for s in ((3, k), (n,)))
+    with native.capped(isa), poisoned():
+        plain, real = (ops.linear_real(x, packed, b) for b in (None, bias.to(type_)))
+        codes, scales = ops.quantize_rows(x, 8)
+        product, whole = (
+            ops.linear_codes(codes, scales, packed, b, torch.float32)
+            for b in (None, bias.to(type_))
+        )
+    for got, base in ((real, plain), (whole, product)):
+        assert torch.allclose(got - base, bias.to(type_).float().expand(3, n), atol=1e-4)
+
+
+@needs_library
 def test_arguments_that_do_not_fit_are_refused() -> None:
     packed = random_packed(5, 8, 1, (8, False, False), torch.Generator().manual_seed(7))
     with pytest.raises(ValueError, match="9 features"):
