@@ -18,12 +18,11 @@ from torch import Tensor
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
-from qpass.search.holdout import Holdout, split
+from qpass.search.holdout import Holdout
 from qpass.search.orthogonal import Learner
-from qpass.search.products import Products
+from qpass.search.products import Products, prepare
 from qpass.search.regions import Turning
 from qpass.search.trial import Trial
-from qpass.transform import carry_out
 
 # each coordinate turns by about this much, in radians, at the first step; then less
 RATE = 0.015
@@ -41,25 +40,20 @@ class Learned(Chooser):
     name: str = "learned"
 
     def choose(self, task: Task) -> tuple[Plan, tuple[Note, ...]]:
-        after = carry_out(task.program, task.folded, task.plan).program
-        turning = Turning.of(task.folded, after, task.plan)
-        if not turning.stacks or not task.plan.quantized:
-            why = "nothing that is folded can turn" if task.plan.quantized else "nothing is rounded"
-            return task.plan, (Note(False, "learned", why),)
-        trial = Trial(after, task.plan, turning)
+        prepared = prepare(task)
+        if isinstance(prepared, str):
+            return task.plan, (Note(False, self.name, prepared),)
+        trial, products = prepared
+        turning = trial.turning
         best = Best(trial, Holdout(task))
         start = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
         best.offer(start)
         first = best.score
-        seed = task.plan.recipe.seed
-        learning, _ = split(task.batches)
-        products = Products(trial, task.program, after, learning, seed)
-        if products.all:
-            _learn_from_products(products, turning, task, best)
+        _learn_from_products(products, turning, task, best)
         if best.matrices is start:
-            return task.plan, (Note(False, "learned", "the start is best on held-out data"),)
+            return task.plan, (Note(False, self.name, "the start is best on held-out data"),)
         why = f"held-out error {first:.4g} becomes {best.score:.4g}"
-        return turning.plan(task.plan, best.matrices), (Note(True, "learned", why),)
+        return turning.plan(task.plan, best.matrices), (Note(True, self.name, why),)
 
 
 @final

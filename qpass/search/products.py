@@ -14,9 +14,12 @@ from torch import Tensor, fx
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.gradients import importance
 from qpass.ir import Program, read
+from qpass.plan.chooser import Task
 from qpass.search.fake import best_clip, fake
-from qpass.search.regions import Spot, turned
+from qpass.search.holdout import split
+from qpass.search.regions import Spot, Turning, turned
 from qpass.search.trial import Inputs, Trial, fresh
+from qpass.transform import carry_out
 
 # entries that samples of all products together may have: 1 GB
 MOST_ENTRIES = 2**28
@@ -85,7 +88,7 @@ class Products:
         """What the errors of a share of the products cost, on fresh samples, scaled to all."""
         count = max(1, round(share * len(self.all)))
         chosen = torch.randperm(len(self.all), generator=generator)[:count].tolist()
-        found = [self._error(self.all[i], matrices, generator) for i in chosen]
+        found = [self.error(self.all[i], matrices, generator) for i in chosen]
         return torch.stack(found).mean() * len(self.all)
 
     def work(self, share: float) -> float:
@@ -100,9 +103,10 @@ class Products:
         # a backward run takes twice what a forward run does
         return 3 * share * found
 
-    def _error(
+    def error(
         self, product: Sampled, matrices: Sequence[Tensor], generator: torch.Generator
     ) -> Tensor:
+        """What the errors of one product cost, on fresh samples, under a further turn."""
         entry = self._trial.entries[product.matmul.use]
         at_m = torch.multinomial(product.odds_m, STEP_ROWS, replacement=True, generator=generator)
         x_mk = product.x_mk[at_m]
@@ -136,6 +140,20 @@ class Products:
     def _weight(self, product: Sampled) -> Tensor:
         base = self._trial.base[product.matmul.use]
         return base if product.matmul.reads == 1 else base.mT
+
+
+def prepare(task: Task) -> tuple[Trial, Products] | str:
+    """The program after a plan with its products on samples, or why nothing can turn there."""
+    if not task.plan.quantized:
+        return "nothing is rounded"
+    after = carry_out(task.program, task.folded, task.plan).program
+    turning = Turning.of(task.folded, after, task.plan)
+    if not turning.stacks:
+        return "nothing that is folded can turn"
+    trial = Trial(after, task.plan, turning)
+    learning, _ = split(task.batches)
+    products = Products(trial, task.program, after, learning, task.plan.recipe.seed)
+    return (trial, products) if products.all else "no product reads or makes what can turn"
 
 
 def sample(

@@ -99,6 +99,11 @@ def turned(value: Tensor, axis: int, block: Block, matrices_hnn: Tensor) -> Tens
     return torch.movedim(out, -1, axis)
 
 
+def coordinates(value_mk: Tensor, block: Block) -> Tensor:
+    """The entries of a block of the last axis, `[m, r, h, n]`."""
+    return value_mk[:, _indices(block)]
+
+
 def _entries(block: Block) -> int:
     return int(torch.Size(block.sizes).numel())
 
