@@ -156,8 +156,10 @@ class Blank(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Nothing, and nothing is written to it."""
-        empty = torch.empty(0, device="cpu")
+        """The shape of the weight: what is written to it is nowhere."""
+        form = self.form
+        shape = (form.columns, form.rows) if form.transposed else (form.rows, form.columns)
+        empty = torch.empty(shape, device="meta")
         # what transformers asks for before it writes to a tensor
         vars(empty)["_is_hf_initialized"] = True
         return empty

@@ -21,6 +21,7 @@ from qpass.targets.blank import Form, describe, finish, float_type, place
 from qpass.targets.changes import read_doors, write_doors
 from qpass.targets.guard import install
 from qpass.targets.record import FORMAT_VERSION, Record, record_of, set_record
+from qpass.targets.ties import untie
 
 METHOD = "qpass"
 SECTION = "quantization_config"
@@ -75,6 +76,9 @@ def read_section(config: Mapping[str, object], where: Path | str) -> Table:
 
 def prepare(model: nn.Module, table: Mapping[str, object]) -> None:
     """Give a fresh float model the modules, buffers and parameters that the checkpoint fills."""
+    if table["untied"]:
+        # some configs ask for ties again whatever was written
+        untie(model)
     place(model, [Form.read(form) for form in cast("Sequence[Table]", table["layers"])])
     for module, name, empty in _added(model, table, "folded"):
         module.register_buffer(name, empty)
