@@ -87,7 +87,8 @@ def _asking(found: object) -> Iterator[dict[str, object]]:
     except TypeError:
         # plain values have no fields
         return
-    if fields.get(_FLAG):
+    # the default of a class counts where nothing else is said
+    if fields.get(_FLAG, getattr(type(found), _FLAG, None)) is True:
         yield fields
     for part in parts_of_config(found):
         yield from _asking(part)

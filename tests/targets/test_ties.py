@@ -102,3 +102,19 @@ def test_an_encoder_with_a_decoder_that_asks() -> None:
         qpass.rotate(model, inputs)
         got = model(**inputs).logits
     assert (got - want).abs().max() <= EAGER * want.abs().max()
+
+
+def test_a_flag_that_only_a_class_has_is_turned_off() -> None:
+    class Said(Config):
+        pass
+
+    model = tied(scaled=False)
+    del model.config.__dict__["tie_word_embeddings"]
+    model.config.__class__ = Said
+    assert model.config.tie_word_embeddings
+    want = model(IDS)
+    qpass.rotate(model, IDS)
+    assert (model(IDS) - want).abs().max() <= LIMIT * want.abs().max()
+    assert model.config.tie_word_embeddings is (model.head.weight is model.table.weight)
+    assert model.head.weight is not model.table.weight
+    assert Config.tie_word_embeddings
