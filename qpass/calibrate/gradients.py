@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.calibrate.outputs import Outputs
-from qpass.ir import Program, edit
+from qpass.ir import Program, edit, fresh
 
 Inputs = Sequence[object]
 
@@ -67,11 +67,6 @@ def gradients(
         )
         for name, grad in zip(values, grads, strict=True):
             yield name, grad.reshape(-1, grad.shape[-1])
-
-
-def fresh(inputs: Inputs) -> tuple[object, ...]:
-    """Inputs of their own for a program that may write to them."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 @final

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import QuantSpec
-from qpass.ir import Program, last_uses, run_node
+from qpass.ir import Program, fresh, last_uses, run_node
 from qpass.ops import as_read
 
 # the weight that a use stands for (None: as the program has it)
@@ -48,11 +48,7 @@ class Stream:
         }
         # graphs count the tokens of a cache in their inputs, and the data may be used again
         self._values: list[dict[fx.Node, object]] = [
-            {
-                node: x.clone() if isinstance(x, Tensor) else x
-                for node, x in zip(program.inputs, batch, strict=True)
-            }
-            for batch in batches
+            dict(zip(program.inputs, fresh(batch), strict=True)) for batch in batches
         ]
 
     def advance(self, to: str) -> list[Tensor]:

@@ -43,6 +43,11 @@ def widened(result: object) -> object:
     return result
 
 
+def fresh(inputs: Sequence[object]) -> tuple[object, ...]:
+    """Inputs of their own for a program that may write to them."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values that nothing after it reads."""
     last: dict[fx.Node, list[fx.Node]] = {}

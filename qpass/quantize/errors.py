@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
-from qpass.ir import ChangeBasis, Program, Weight
+from qpass.ir import ChangeBasis, Program, Weight, fresh
 from qpass.ops import as_read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS
@@ -117,5 +117,5 @@ def _sample(
             samples[node.name] = rows[::every].float()
 
     # graphs count the tokens of a cache in their inputs, and these are run more than once
-    program.run(*(x.clone() if isinstance(x, Tensor) else x for x in inputs), watch=keep)
+    program.run(*fresh(inputs), watch=keep)
     return samples

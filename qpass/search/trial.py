@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.outputs import Outputs
 from qpass.formats import QuantSpec
-from qpass.ir import Program, edit, read
+from qpass.ir import Program, edit, fresh, read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS
 from qpass.search.fake import fake
@@ -105,11 +105,6 @@ class Trial:
     def _typed(self, use: str, value: Tensor) -> Tensor:
         dtype = read.dtype(self.program.node(use))
         return value if dtype is None else value.to(dtype)
-
-
-def fresh(inputs: Inputs) -> Inputs:
-    """Inputs of their own for a program that may write to them."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _quantize_input(

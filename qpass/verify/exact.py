@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, fx
 
-from qpass.ir import Contract, Pass, Program, read
+from qpass.ir import Contract, Pass, Program, fresh, read
 
 # one pass moves float64 values by some thousand roundings of 1e-16; a wrong one by far more
 PASS_LIMIT = 1e-10
@@ -95,6 +95,5 @@ def _values(program: Program, inputs: Sequence[object]) -> tuple[object, ...]:
         if read.writes(node):
             written.append(value)
 
-    fresh = [given.clone() if isinstance(given, Tensor) else given for given in inputs]
-    returned = program.run(*fresh, widen=True, watch=watch)
+    returned = program.run(*fresh(inputs), widen=True, watch=watch)
     return (*returned, *written)
