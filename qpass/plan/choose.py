@@ -25,7 +25,7 @@ from qpass.plan.plan import Declined, Online, Paired, Plan, Quantized, Rotated
 from qpass.plan.recipe import CALIBRATED, Recipe
 from qpass.plan.recipe import Role as Storage
 from qpass.rotations import ROTATIONS, Group, Transform
-from qpass.rounding import ROUNDINGS, Statistic
+from qpass.rounding import ROUNDINGS, Statistic, without_data
 
 # the relative output error of each site under a plan, measured or predicted
 Errors = Callable[[Plan], Mapping[str, float]]
@@ -190,7 +190,7 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
                 declined.append(Declined(name, f"not quantized: {why}"))
                 continue
             # no product reads a table, so there is nothing that calibration could measure
-            rounding = "nearest" if ROUNDINGS[recipe.rounding].needs else recipe.rounding
+            rounding = without_data(recipe.rounding)
             quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, rounding))
     return _once(quantized), tuple(declined)
 

@@ -15,7 +15,7 @@ from qpass.analyze import Matmul, find_matmuls
 from qpass.ir import ChangeBasis, Program, Weight, fresh
 from qpass.ops import as_read
 from qpass.plan import Plan, Quantized
-from qpass.rounding import ROUNDINGS
+from qpass.rounding import ROUNDINGS, without_data
 
 # enough of a site to rank plans by: more changes the third digit
 SAMPLED_ROWS = 64
@@ -91,9 +91,9 @@ class _Sampled:
 
 
 def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:
-    method = ROUNDINGS[entry.rounding]
     # plans that differ in rotations are ranked alike by any rounding
-    quantized = (ROUNDINGS["nearest"] if method.needs else method).round(w_nk, entry.weight, {})
+    method = ROUNDINGS[without_data(entry.rounding)]
+    quantized = method.round(w_nk, entry.weight, {})
     return quantized.dequantize(torch.float64)
 
 

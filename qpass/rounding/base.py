@@ -44,6 +44,11 @@ class Rounding(abc.ABC):
 ROUNDINGS: Registry[Rounding] = Registry("rounding", "qpass.rounding")
 
 
+def without_data(rounding: str) -> str:
+    """The rounding that stands in for one where nothing was measured: itself if it needs nothing."""
+    return "nearest" if ROUNDINGS[rounding].needs else rounding
+
+
 def check_weight(weight_nk: Tensor, spec: QuantSpec) -> None:
     """Raise BadInput unless `weight` can take `spec`."""
     if (why := spec.supports(weight_nk.shape)) is not None:

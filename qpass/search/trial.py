@@ -13,7 +13,7 @@ from qpass.calibrate.outputs import Outputs
 from qpass.formats import QuantSpec
 from qpass.ir import Program, edit, fresh, read
 from qpass.plan import Plan, Quantized
-from qpass.rounding import ROUNDINGS
+from qpass.rounding import ROUNDINGS, without_data
 from qpass.search.fake import fake
 from qpass.search.regions import Turning
 
@@ -74,8 +74,7 @@ class Trial:
                 if (entry := self.entries.get(use)) is not None:
                     rows_nk = value if self.reads[use] == 1 else value.mT
                     # a rounding that wants data is judged by what needs none
-                    method = ROUNDINGS[entry.rounding]
-                    method = ROUNDINGS["nearest"] if method.needs else method
+                    method = ROUNDINGS[without_data(entry.rounding)]
                     rounded = method.round(rows_nk.contiguous(), entry.weight, {})
                     rows_nk = rounded.dequantize(torch.float32)
                     value = rows_nk if self.reads[use] == 1 else rows_nk.mT
