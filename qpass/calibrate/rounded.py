@@ -138,7 +138,7 @@ class _Run:
         assert seen is not None
         rows = zip(seen, reference or seen, self._data.kept, strict=True)
         for at, (x, y, kept) in enumerate(rows):
-            found.add(at, x if activation is None else as_quantized(x, activation), y, kept)
+            found.add(at, as_quantized(x, activation), y, kept)
         return _finite(found.result(), value)
 
     def _of_shared_sites(self) -> dict[str, Stats]:
@@ -164,8 +164,7 @@ class _Run:
             values = zip(stream.advance(stage.value), self._data.kept, strict=True)
             for at, (x, kept) in enumerate(values):
                 for site, entry in shared.items():
-                    spec = entry.activation
-                    found[site].add(at, x if spec is None else as_quantized(x, spec), x, kept)
+                    found[site].add(at, as_quantized(x, entry.activation), x, kept)
         return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
 
     def _of_outputs(self) -> dict[str, Tensor]:

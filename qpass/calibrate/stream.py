@@ -98,6 +98,6 @@ class Stream:
         return weights[node]
 
 
-def as_quantized(x: Tensor, spec: QuantSpec) -> Tensor:
+def as_quantized(x: Tensor, spec: QuantSpec | None) -> Tensor:
     """The numbers that a product computes with instead of `x`, in the type of `x`."""
-    return as_read(x, spec).to(x.dtype)
+    return x if spec is None else as_read(x, spec).to(x.dtype)
