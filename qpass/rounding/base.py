@@ -45,7 +45,7 @@ ROUNDINGS: Registry[Rounding] = Registry("rounding", "qpass.rounding")
 
 
 def without_data(rounding: str) -> str:
-    """The rounding that stands in for one where nothing was measured: itself if it needs nothing."""
+    """What stands in for a rounding where nothing was measured: itself if it needs nothing."""
     return "nearest" if ROUNDINGS[rounding].needs else rounding
 
 
