@@ -57,3 +57,20 @@ def check_weight(weight_nk: Tensor, spec: QuantSpec) -> None:
         raise BadInput(f"weight has dtype {weight_nk.dtype}; only floating weights are quantized")
     if spec.dynamic:
         raise BadInput("dynamic scales are for activations; a weight's scales are stored")
+
+
+def measured(stats: Stats, statistic: Statistic, width: int, rows: int | None = None) -> Tensor:
+    """A checked `[rows, width]` statistic; `rows` is None for any number of them."""
+    if (found := stats.get(statistic)) is None:
+        raise BadInput(f"{statistic.name} is missing: pass calibration data")
+    if found.dim() != 2 or found.shape[1] != width or rows not in (None, found.shape[0]):
+        raise BadInput(
+            f"{statistic.name} has shape {tuple(found.shape)}, expected "
+            f"[{rows or 'rows'}, {width}]: it was measured at another product"
+        )
+    if not bool(found.isfinite().all()):
+        raise BadInput(
+            f"{statistic.name} has a NaN or an infinity: the calibration data or the model "
+            "overflows; run the model in float32 on it"
+        )
+    return found.detach()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
-from qpass.rounding.base import Statistic, Stats
+from qpass.rounding.base import Statistic, Stats, measured
 
 SHRINKAGES = (0.01, 0.03, 0.1, 0.3)
 # used where no samples were held out
@@ -60,19 +60,7 @@ def _not(statistic: Statistic, what: str) -> BadInput:
 
 def square(stats: Stats, statistic: Statistic, width: int) -> Tensor:
     """A checked `[width, width]` statistic in float64."""
-    if (found := stats.get(statistic)) is None:
-        raise BadInput(f"{statistic.name} is missing: pass calibration data")
-    if tuple(found.shape) != (width, width):
-        raise BadInput(
-            f"{statistic.name} has shape {tuple(found.shape)}, expected {(width, width)}: "
-            "it was measured at another product"
-        )
-    if not bool(found.isfinite().all()):
-        raise BadInput(
-            f"{statistic.name} has a NaN or an infinity: the calibration data or the model "
-            "overflows; run the model in float32 on it"
-        )
-    return found.detach().double()
+    return measured(stats, statistic, width, rows=width).double()
 
 
 @final

@@ -19,9 +19,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qpass.errors import BadInput
 from qpass.formats import QuantizedTensor, QuantSpec
-from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_weight
+from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_weight, measured
 from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.feedback import feed_back
 from qpass.rounding.gptq import column_order
@@ -97,20 +96,9 @@ class MinMax(Rounding):
 
 def sample_rows(stats: Stats, width: int) -> Tensor:
     """Checked float32 rows `[m, width]` of the inputs, of magnitude one."""
-    if (found := stats.get(Statistic.SAMPLES)) is None:
-        raise BadInput(f"{Statistic.SAMPLES.name} is missing: pass calibration data")
-    if found.dim() != 2 or found.shape[1] != width:
-        raise BadInput(
-            f"{Statistic.SAMPLES.name} has shape {tuple(found.shape)}, expected [rows, {width}]: "
-            "it was measured at another product"
-        )
-    if not bool(found.isfinite().all()):
-        raise BadInput(
-            f"{Statistic.SAMPLES.name} has a NaN or an infinity: the calibration data or the "
-            "model overflows; run the model in float32 on it"
-        )
+    found = measured(stats, Statistic.SAMPLES, width)
     largest = float(found.abs().max()) if found.numel() else 0.0
-    return found.detach().float() / (largest if largest > 0 else 1.0)
+    return found.float() / (largest if largest > 0 else 1.0)
 
 
 ROUNDINGS.add(MinMax())
