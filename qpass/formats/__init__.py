@@ -6,6 +6,7 @@ from qpass.formats.integers import Integers
 from qpass.formats.scales import SCALES, ScaleFormat
 from qpass.formats.spec import QuantSpec
 from qpass.formats.tensor import QuantizedTensor
+from qpass.formats.wide import wide
 
 __all__ = [
     "FORMATS",
@@ -16,4 +17,5 @@ __all__ = [
     "QuantSpec",
     "QuantizedTensor",
     "ScaleFormat",
+    "wide",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qpass.formats.base import Format
+from qpass.formats.wide import wide
 
 
 @final
@@ -50,8 +51,7 @@ class Floats(Format):
         return _points(self).to(codes.device)[codes.long()]
 
     def encode(self, points: Tensor) -> Tensor:
-        wide = torch.float64 if points.dtype is torch.float64 else torch.float32
-        nearest = self.round_(points.to(wide, copy=True))
+        nearest = self.round_(points.to(wide(points.dtype), copy=True))
         # patterns are in the order of the numbers
         numbers = _points(self)[: self.last + 1].to(nearest)
         codes = torch.searchsorted(numbers, nearest.abs().contiguous()).to(torch.uint8)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import wide
 from qpass.ops.library import define
 
 
@@ -56,15 +57,15 @@ def _specification(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
 ) -> Tensor:
     _check(query, key, value, mask)
-    wide = torch.float64 if query.dtype is torch.float64 else torch.float32
+    dtype = wide(query.dtype)
     n = query.shape[1] // key.shape[1]
-    k = key.to(wide).repeat_interleave(n, 1)
-    v = value.to(wide).repeat_interleave(n, 1)
-    scores = query.to(wide) @ k.mT * scale
+    k = key.to(dtype).repeat_interleave(n, 1)
+    v = value.to(dtype).repeat_interleave(n, 1)
+    scores = query.to(dtype) @ k.mT * scale
     if mask is not None and mask.dtype is torch.bool:
         scores = scores.masked_fill(~mask, -torch.inf)
     elif mask is not None:
-        scores = scores + mask.to(wide)
+        scores = scores + mask.to(dtype)
     if is_causal:
         seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -torch.inf)

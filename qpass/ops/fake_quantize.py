@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
-from qpass.formats import Format, Integers, QuantSpec, ScaleFormat
+from qpass.formats import Format, Integers, QuantSpec, ScaleFormat, wide
 from qpass.ops.hadamard import transformed
 from qpass.ops.library import define
 from qpass.ops.quantize import SMALLEST_ROW, integer_rows, quantize_rows
@@ -70,7 +70,7 @@ def _specification(
     )
     if (signs is None) != (factor is None):
         raise BadInput("a transform needs both signs and factor; pass both or neither")
-    y = x.to(_wide(x.dtype))
+    y = x.to(wide(x.dtype))
     if signs is not None and factor is not None:
         y = transformed(y, signs, factor, power)
     n = y.shape[-1]
@@ -135,10 +135,6 @@ def _asymmetric(blocks_mgl: Tensor, points: Format, scales: ScaleFormat) -> Tens
     return _rounded(blocks_mgl - offset_mg1, points, scale_mg1) + offset_mg1
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 def _shapes(
     x: Tensor,
     format: str,
@@ -150,7 +146,7 @@ def _shapes(
     factor: Tensor | None = None,
     power: int = 1,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=_wide(x.dtype))
+    return x.new_empty(x.shape, dtype=wide(x.dtype))
 
 
 define(

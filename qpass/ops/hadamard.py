@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import wide
 from qpass.ops.library import define
 
 
@@ -78,8 +79,7 @@ def transformed(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
 
 
 def _specification(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return transformed(x.to(wide), signs, factor, power).to(x.dtype)
+    return transformed(x.to(wide(x.dtype)), signs, factor, power).to(x.dtype)
 
 
 def _shapes(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import wide
 from qpass.ops.library import define
 from qpass.ops.packing import ROWS, PackedLinear, columns_per_line, group_width, unpack, untile
 
@@ -121,17 +122,17 @@ def _real(
 ) -> Tensor:
     _check(x.shape[-1], weight, row_scales, group_scales, group_offsets, bias, bits,
            in_features, out_features)  # fmt: skip
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    dtype = wide(x.dtype)
     groups = _groups(group_scales)
     signed = bits == 8 or group_offsets is None
-    q = unpack(weight, bits, (out_features, in_features), groups, signed=signed).to(wide)
+    q = unpack(weight, bits, (out_features, in_features), groups, signed=signed).to(dtype)
     w = q.reshape(out_features, groups, -1)
     if group_scales is not None:
-        w = w * untile(group_scales, out_features).to(wide)[..., None]
+        w = w * untile(group_scales, out_features).to(dtype)[..., None]
     if group_offsets is not None:
-        w = w + untile(group_offsets, out_features).to(wide)[..., None]
-    w = w.reshape(out_features, in_features) * row_scales.to(wide)[:, None]
-    y = torch.nn.functional.linear(x.to(wide), w, None if bias is None else bias.to(wide))
+        w = w + untile(group_offsets, out_features).to(dtype)[..., None]
+    w = w.reshape(out_features, in_features) * row_scales.to(dtype)[:, None]
+    y = torch.nn.functional.linear(x.to(dtype), w, None if bias is None else bias.to(dtype))
     return y.to(x.dtype)
 
 

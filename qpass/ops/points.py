@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import wide
 from qpass.ops.library import define
 from qpass.ops.packing import group_width
 
@@ -76,9 +77,9 @@ def _specification(
 ) -> Tensor:
     held = PointsLinear(weight, points, row_scales, group_scales, group_offsets)
     _check(x.shape[-1], held, bias)
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    dtype = wide(x.dtype)
     y = torch.nn.functional.linear(
-        x.to(wide), held.dequantize(wide), None if bias is None else bias.to(wide)
+        x.to(dtype), held.dequantize(dtype), None if bias is None else bias.to(dtype)
     )
     return y.to(x.dtype)
 

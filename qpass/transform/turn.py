@@ -9,6 +9,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, fx
 
+from qpass.formats import wide
 from qpass.ir import Program, Step, Weight, edit, read
 from qpass.ops.hadamard import HADAMARD
 from qpass.rotations import Fast, Transform
@@ -149,11 +150,11 @@ class _Maker:
     def _constant(self, name: str, step: Step, value: Tensor) -> fx.Node:
         """A use of a part of a transform; one serves the whole program."""
         weight = Weight(None, (step,))
-        wide = torch.float64 if read.dtype(self.value) is torch.float64 else torch.float32
+        dtype = wide(read.dtype(self.value) or torch.float32)
         for use, known in self.program.weights.items():
-            if known == weight and read.dtype(self.program.node(use)) is wide:
+            if known == weight and read.dtype(self.program.node(use)) is dtype:
                 return self.program.node(use)
-        like = edit.fake_like(self.program, tuple(value.shape), wide)
+        like = edit.fake_like(self.program, tuple(value.shape), dtype)
         return edit.add_weight(self.program, f"{name}_{value.shape[0]}", weight, like)
 
     def _call(self, before: fx.Node, target: Callable[..., object], *args: object) -> fx.Node:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.formats import wide
 from qpass.verify.calls import Text
 from qpass.verify.scores import Score
 
@@ -89,7 +90,7 @@ def _counted(logits: Tensor, real_bt: Tensor | None) -> Tensor:
 
 def _wide(logits_nv: Tensor) -> Tensor:
     # the difference of two logarithms must not drown in the rounding of half precision
-    return logits_nv.to(torch.float64 if logits_nv.dtype is torch.float64 else torch.float32)
+    return logits_nv.to(wide(logits_nv.dtype))
 
 
 def compare(model: Tensor, expected: Expected) -> list[Score]:
