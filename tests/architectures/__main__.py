@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
-import transformers as hf
 
 from tests.architectures.catalogue import Architecture, architectures
 from tests.architectures.matrix import TYPES, markdown
 from tests.architectures.measure import PREFIX, Result
 from tests.architectures.surface import ABSENT, SAME
 from tests.architectures.verdict import summary, targets
+from tests.results import ROOT, Results
 
-ROOT = Path(__file__).parents[2]
-STORE = ROOT / ".data" / "architectures.jsonl"
+STORE = ROOT / ".data" / "zoo.jsonl"
 AT_ONCE = 2
 SECONDS = 240  # for one model
 MINUTES = 58  # after which no other model is begun
@@ -40,18 +36,16 @@ def main() -> int:
     given = parser.parse_args()
     if given.matrix:
         given.types = list(TYPES)
-    version = _version()
-    known = (
-        {} if given.types and not given.matrix else dict(_stored(None if given.stale else version))
-    )
+    store = Results(STORE, *sorted(Path(__file__).parent.glob("*.py")))
+    known = {} if given.types and not given.matrix else _stored(store, stale=given.stale)
     chosen = [a for a in architectures() if not given.types or a.type in given.types]
     if given.status:
-        known = dict(_stored(None))
+        known = _stored(store, stale=True)
         chosen = [a for a in chosen if a.type in known and known[a.type].status == given.status]
         known = {}
     results: list[Result] = []
     print(_line(None), flush=True)  # noqa: T201
-    for result in _all(chosen, known, version):
+    for result in _all(chosen, known, store):
         results.append(result)
         print(_line(result), flush=True)  # noqa: T201
     if given.matrix:
@@ -61,7 +55,7 @@ def main() -> int:
     return 0 if all(t.met for t in targets(results)) else 1
 
 
-def _all(chosen: list[Architecture], known: dict[str, Result], version: str) -> Iterator[Result]:
+def _all(chosen: list[Architecture], known: dict[str, Result], store: Results) -> Iterator[Result]:
     """A result for each, in their order; new ones are stored as soon as they are there."""
     start = time.monotonic()
 
@@ -71,7 +65,7 @@ def _all(chosen: list[Architecture], known: dict[str, Result], version: str) -> 
         if time.monotonic() - start > 60 * MINUTES:
             return Result(of.type, of.task, "timeout", f"not begun within {MINUTES} minutes")
         result = _measured(of)
-        _store(result, version)
+        store.add(result.type, asdict(result))
         return result
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -97,30 +91,8 @@ def _measured(of: Architecture) -> Result:
     return Result(**json.loads(lines[-1][len(PREFIX) :]))
 
 
-def _version() -> str:
-    """A digest of what a result depends on."""
-    digest = hashlib.sha256(f"{torch.__version__} {hf.__version__}".encode())
-    for path in _sources():
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _sources() -> Iterable[Path]:
-    return (*sorted((ROOT / "qpass").rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py")))
-
-
-def _stored(version: str | None) -> Iterator[tuple[str, Result]]:
-    if STORE.exists():
-        for line in STORE.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if version is None or entry["version"] == version:
-                yield entry["result"]["type"], Result(**entry["result"])
-
-
-def _store(result: Result, version: str) -> None:
-    STORE.parent.mkdir(exist_ok=True)
-    with STORE.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"version": version, "result": asdict(result)}) + "\n")
+def _stored(store: Results, *, stale: bool) -> dict[str, Result]:
+    return {name: Result(**kept) for name, kept in store.read(stale=stale).items()}
 
 
 def _line(result: Result | None) -> str:
