@@ -1,87 +1,114 @@
-"""`python -m tests.accuracy`: settings by methods on the language model, resumable."""
+"""`make accuracy`: what quantizing costs real models, by format and by method, kept as it goes."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 from qpass.report.table import Table
+from tests.accuracy import images, language, sentences, speech
 from tests.accuracy.grid import METHODS, SETTINGS, recipe
-from tests.accuracy.language import EVERY, Quality, evaluation, measured
+from tests.accuracy.task import Measured, Task
 from tests.results import ROOT, Results
 
 STORE = ROOT / ".data" / "accuracy.jsonl"
-SEEDS = 3
-WINDOWS = 32  # of calibration
+TASKS = {
+    "smollm2": language.TASK,
+    "minilm": sentences.TASK,
+    "dinov2": images.TASK,
+    "whisper": speech.TASK,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model quantized one way, measured with one seed."""
+
+    model: str
+    setting: str
+    method: str
+    seed: int
+    amount: int
+    every: int
+
+    @property
+    def name(self) -> str:
+        """What its result is kept under."""
+        return (
+            f"{self.model}, {self.setting}, {self.method}, seed {self.seed}, "
+            f"{self.amount} samples, every {self.every}"
+        )
+
+    def measured(self) -> Measured:
+        found = recipe(self.setting, self.method, self.seed)
+        return TASKS[self.model].measured(found, self.amount, self.every)
 
 
 def main() -> None:
     """Measure what this code has not measured yet, then print all of it."""
     parser = argparse.ArgumentParser(prog="make accuracy", description=__doc__)
+    parser.add_argument("--model", action="append", choices=TASKS, help="only these")
     parser.add_argument("--setting", action="append", choices=SETTINGS, help="only these")
     parser.add_argument("--method", action="append", choices=METHODS, help="only these")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--windows", type=int, default=WINDOWS, help="of calibration")
-    parser.add_argument("--every", type=int, default=EVERY, help="which windows are evaluated")
+    parser.add_argument("--seeds", type=int, help="of methods that draw something")
+    parser.add_argument("--samples", type=int, help="of calibration")
+    parser.add_argument("--every", type=int, help="which samples are evaluated")
     parser.add_argument("--minutes", type=float, default=120.0, help="then no other row is begun")
     parser.add_argument("--stale", action="store_true", help="results of other code count too")
     given = parser.parse_args()
     store = Results(STORE, *sorted(Path(__file__).parent.glob("*.py")))
-    known, start = store.read(stale=given.stale), time.monotonic()
-    for name, setting, method, seed in _rows(given):
-        if name in known or time.monotonic() - start > 60 * given.minutes:
+    kept = store.read(stale=given.stale)
+    known = {name: Measured(**found) for name, found in kept.items()}  # type: ignore
+    rows = sorted(_rows(given), key=lambda row: row.seed)
+    start = time.monotonic()
+    for row in rows:
+        if row.name in known or time.monotonic() - start > 60 * given.minutes:
             continue
-        found = measured(recipe(setting, method, seed), given.windows, evaluation(given.every))
-        known[name] = asdict(found)
-        store.add(name, known[name])
-        print(  # noqa: T201
-            f"{name}: KL {found.kl:.4f}, perplexity {found.perplexity:.2f} of "
-            f"{found.reference:.2f}, {found.seconds:.0f} s",
-            flush=True,
-        )
-    print(_table(given, {n: Quality(**r) for n, r in known.items()}).text())  # type: ignore  # noqa: T201
+        known[row.name] = row.measured()
+        store.add(row.name, asdict(known[row.name]))
+        values = ", ".join(f"{n} {v:.4g}" for n, v in known[row.name].values.items())
+        print(f"{row.name}: {values}; {known[row.name].seconds:.0f} s", flush=True)  # noqa: T201
+    left = sum(row.name not in known for row in rows)
+    for model in given.model or TASKS:
+        of = [row for row in rows if row.model == model]
+        print(_table(model, of, known).text())  # noqa: T201
+    if left:
+        print(f"{left} of {len(rows)} rows are not measured yet: run it again")  # noqa: T201
 
 
-def _rows(given: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
-    """Every row, the first seed of all before the second of any."""
-    for seed in range(given.seeds):
-        for setting in given.setting or SETTINGS:
-            for method in given.method or METHODS:
-                if seed == 0 or METHODS[method].seeded:
-                    yield _name(given, setting, method, seed), setting, method, seed
+def _rows(given: argparse.Namespace) -> Iterator[Row]:
+    for model in given.model or TASKS:
+        task: Task = TASKS[model]
+        amount, every = given.samples or task.amount, given.every or task.every
+        for setting in given.setting or task.settings:
+            for method in given.method or task.methods:
+                seeds = (given.seeds or task.seeds) if METHODS[method].seeded else 1
+                for seed in range(seeds):
+                    yield Row(model, setting, method, seed, amount, every)
 
 
-def _name(given: argparse.Namespace, setting: str, method: str, seed: int) -> str:
-    return f"{setting}, {method}, seed {seed}, {given.windows} windows, every {given.every}"
-
-
-def _table(given: argparse.Namespace, known: dict[str, Quality]) -> Table:
-    """Medians over the seeds, and the spread of KL between them."""
+def _table(model: str, rows: list[Row], known: dict[str, Measured]) -> Table:
+    """Medians over the seeds, and the spread of the first number between them."""
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for row in rows:
+        if row.name in known:
+            found.setdefault((row.setting, row.method), []).append(known[row.name])
+    names = list(next(iter(found.values()))[0].values) if found else []
     lines: list[tuple[object, ...]] = []
-    for setting in given.setting or SETTINGS:
-        for method in given.method or METHODS:
-            names = [_name(given, setting, method, seed) for seed in range(given.seeds)]
-            found = [known[name] for name in names if name in known]
-            if found:
-                kls = sorted(q.kl for q in found)
-                lines.append(
-                    (
-                        setting,
-                        method,
-                        median(q.perplexity for q in found),
-                        median(kls),
-                        f"{kls[0]:.4g} to {kls[-1]:.4g}",
-                        median(q.agreement for q in found),
-                        found[0].tokens,
-                        len(found),
-                    )
-                )
-    columns = ("setting", "method", "perplexity", "KL", "KL by seed", "top-1", "tokens", "seeds")
-    return Table("accuracy", columns, tuple(lines))
+    for (setting, method), of in found.items():
+        first = sorted(m.values[names[0]] for m in of)
+        medians = (median(m.values[name] for m in of) for name in names)
+        lines.append(
+            (setting, method, *medians, f"{first[0]:.4g} to {first[-1]:.4g}", len(of),
+             of[0].samples, median(m.seconds for m in of))
+        )  # fmt: skip
+    spread = f"{names[0]} by seed" if names else "by seed"
+    columns = ("setting", "method", *names, spread, "seeds", "on", "seconds")
+    return Table(f"accuracy of {model}", columns, tuple(lines))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ METHODS = {
     ),
 }
 
+# of models that are no language models
+OF_OTHERS = ("nearest", "rounding", "rotated, rounding")
+
 
 def recipe(setting: str, method: str, seed: int) -> Recipe:
     """What is asked of a model; its embeddings and head stay float."""

@@ -1,43 +1,27 @@
-"""How good a quantized language model is: perplexity and KL on text it was not calibrated on."""
+"""A language model: perplexity and KL on text that it was not calibrated on."""
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import qpass
 from qpass.hf.pretrained import load_model, token_ids
-from qpass.plan import Recipe
-from qpass.verify import score_batches, summarize, windows
+from qpass.verify import windows
+from tests.accuracy.grid import METHODS, SETTINGS
+from tests.accuracy.task import Task
 from tests.data.fetch import MODEL
 
 TEXTS = Path(__file__).parents[1] / "data"
 LENGTH = 512
 TOKENS = 40_000  # at the end of the evaluation text
-EVERY = 6  # of its windows is measured
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What was measured, on how much, and how long quantizing took."""
-
-    perplexity: float
-    reference: float
-    kl: float
-    kl_error: float
-    agreement: float
-    tokens: int
-    seconds: float
 
 
 @functools.cache
-def evaluation(every: int = EVERY) -> tuple[Tensor, ...]:
+def evaluation(every: int) -> tuple[Tensor, ...]:
     """Windows `[1, LENGTH]` of the last tokens of the evaluation text."""
     ids = token_ids(MODEL, (TEXTS / "sotu_evaluation.txt").read_text(encoding="utf-8"))
     return windows(ids[-TOKENS:], LENGTH)[::every].split(1)
@@ -52,25 +36,26 @@ def calibration(count: int) -> tuple[Tensor, ...]:
     return every[at].split(4)
 
 
-def measured(recipe: Recipe, count: int, evaluated: Sequence[Tensor]) -> Quality:
-    """Quantize the model by `recipe` on `count` windows and compare it with the float32 one."""
-    model, reference = (load_model(MODEL).float() for _ in range(2))
-    start = time.perf_counter()
-    qpass.quantize(
-        model, recipe, calibration=calibration(count), inputs=calibration(count)[0][:1, :16]
-    )
-    seconds = time.perf_counter() - start
-    scores = [
-        score for by_name in score_batches({"": model}, reference, evaluated)
-        for score in by_name[""]
-    ]  # fmt: skip
-    found = summarize(scores, 1, 1)
-    return Quality(
-        found.perplexity.value,
-        found.reference_perplexity.value,
-        found.kl.value,
-        found.kl.error,
-        found.agreement.value,
-        found.tokens,
-        round(seconds, 1),
-    )
+def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, float], int]:
+    found = qpass.evaluate(model, reference, evaluation(every))
+    values = {
+        "KL": found.kl.value,
+        "+- KL": found.kl.error,
+        "perplexity": found.perplexity.value,
+        "float": found.reference_perplexity.value,
+        "top-1": found.agreement.value,
+    }
+    return values, found.tokens
+
+
+TASK = Task(
+    read=lambda: load_model(MODEL),
+    calibration=calibration,
+    sample=lambda: calibration(4)[0][:1, :16],
+    lost=lost,
+    amount=32,
+    every=6,
+    seeds=3,
+    settings=tuple(SETTINGS),
+    methods=tuple(METHODS),
+)
