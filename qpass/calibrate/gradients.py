@@ -20,24 +20,32 @@ Inputs = Sequence[object]
 
 
 def importance(
-    program: Program, products: Collection[str], batches: Sequence[Inputs], seed: int
+    program: Program,
+    products: Collection[str],
+    batches: Sequence[Inputs],
+    seed: int,
+    kept: Sequence[Tensor | None] | None = None,
 ) -> Mapping[str, list[Tensor]]:
     """For each product and batch, `|g|^2 / n` of every row of the product's output."""
     found: dict[str, list[Tensor]] = {name: [] for name in products}
-    for name, rows_mn in gradients(program, products, batches, seed):
+    for name, rows_mn in gradients(program, products, batches, seed, kept):
         found[name].append(rows_mn.double().square().mean(-1).float())
     return {name: rows for name, rows in found.items() if len(rows) == len(batches)}
 
 
 def output_hessians(
-    program: Program, products: Mapping[str, str], batches: Sequence[Inputs], seed: int
+    program: Program,
+    products: Mapping[str, str],
+    batches: Sequence[Inputs],
+    seed: int,
+    kept: Sequence[Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
     """`g.T @ g`, float64 `[n, n]`, by what `products` says of each product: those alike are summed.
 
     Without outputs that gradients can start from there are none.
     """
     found: dict[str, Tensor] = {}
-    for name, rows_mn in gradients(program, products, batches, seed):
+    for name, rows_mn in gradients(program, products, batches, seed, kept):
         part_nn = (rows_mn.float().mT @ rows_mn.float()).double()
         known = found.get(products[name])
         found[products[name]] = part_nn if known is None else known.add_(part_nn)
@@ -45,21 +53,26 @@ def output_hessians(
 
 
 def gradients(
-    program: Program, products: Collection[str], batches: Sequence[Inputs], seed: int
+    program: Program,
+    products: Collection[str],
+    batches: Sequence[Inputs],
+    seed: int,
+    kept: Sequence[Tensor | None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The gradients `[m, n]` at the outputs of each product, batch after batch.
 
-    The program runs in float, with its weights and all values of one batch in memory.
+    `kept` says of each batch which tokens of the outputs count, None for all. The program runs in
+    float, with its weights and all values of one batch in memory.
     """
     outputs = Outputs(program)
     probed, probes = _probed(program, products)
     weights = {use: program.value(program.node(use)) for use in program.weights}
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    for inputs in batches:
+    for inputs, counted in zip(batches, kept or [None] * len(batches), strict=True):
         values = dict[str, Tensor]()
         watch = _Watch(probes, values)
         made = probed.run(*fresh(inputs), weights=weights, watch=watch, gradients=True)
-        form = outputs.random_form(made, generator)
+        form = outputs.random_form(made, generator, counted)
         if form is None or not form.requires_grad:
             return
         grads = torch.autograd.grad(

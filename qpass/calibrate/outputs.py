@@ -39,17 +39,21 @@ class Outputs:
             return torch.zeros((), device="cpu", dtype=torch.float32)
         return torch.stack(parts).mean()
 
-    def random_form(self, values: Sequence[object], generator: torch.Generator) -> Tensor | None:
+    def random_form(
+        self, values: Sequence[object], generator: torch.Generator, kept: Tensor | None = None
+    ) -> Tensor | None:
         """A random linear form whose square is on average what `distance` grows by, but for n.
 
-        For a distribution it is the logarithm of what is drawn from it. None without outputs that
-        count.
+        For a distribution it is the logarithm of what is drawn from it. Tokens that are not `kept`
+        do not count. None without outputs that do.
         """
         parts: list[Tensor] = []
         for value, logits in zip(values, self._logits, strict=True):
             if not (isinstance(value, Tensor) and value.is_floating_point()):
                 continue
-            rows_nv = _rows(value)
+            # a mask of tokens says nothing about outputs that lie otherwise
+            masked = kept is not None and value.shape[:-1] == kept.shape
+            rows_nv = _rows(value[kept.to(torch.bool)] if masked and kept is not None else value)
             if logits:
                 log_p = rows_nv.log_softmax(-1)
                 drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)

@@ -20,6 +20,7 @@ from qpass.calibrate.stages import entries_of, find_stages
 from qpass.calibrate.statistics import COMPARING, Statistics
 from qpass.calibrate.store import Store
 from qpass.calibrate.stream import Stream, as_quantized
+from qpass.calibrate.tokens import token_weights
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.ir import Program, read
@@ -86,6 +87,8 @@ class _Run:
         self._round_tables({q.site: q for q in plan.quantized if q.role is Role.EMBEDDING})
         wanted = {s for e in self._entries.values() for s in _needs(e)}
         self._outputs: dict[str, Tensor] = {}
+        self._weights: Mapping[str, Sequence[Tensor]] = {}
+        self._weighed = plan.recipe.weigh_tokens
         self._float = self._quantized = None
         if data.propagate == "float" or wanted & COMPARING:
             self._float = self._stream(quantized=False)
@@ -97,6 +100,7 @@ class _Run:
             for site, codes in self._store.read(self._entries.values()):
                 self._codes.put(site, codes)
         self._outputs = self._of_outputs()
+        self._weights = self._of_tokens()
         shared = self._of_shared_sites()
         for at, stage in enumerate(self._stages):
             advance(at, len(self._stages))
@@ -138,7 +142,7 @@ class _Run:
         assert seen is not None
         rows = zip(seen, reference or seen, self._data.kept, strict=True)
         for at, (x, y, kept) in enumerate(rows):
-            found.add(at, as_quantized(x, activation), y, kept)
+            found.add(at, as_quantized(x, activation), y, kept, self._weight(value, at))
         return _finite(found.result(), value)
 
     def _of_shared_sites(self) -> dict[str, Stats]:
@@ -164,7 +168,8 @@ class _Run:
             values = zip(stream.advance(stage.value), self._data.kept, strict=True)
             for at, (x, kept) in enumerate(values):
                 for site, entry in shared.items():
-                    found[site].add(at, as_quantized(x, entry.activation), x, kept)
+                    weight = self._weight(stage.value, at)
+                    found[site].add(at, as_quantized(x, entry.activation), x, kept, weight)
         return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
 
     def _of_outputs(self) -> dict[str, Tensor]:
@@ -178,7 +183,7 @@ class _Run:
         products = {node: site for node, site in products.items() if site not in self._codes}
         if not products:
             return {}
-        found = output_hessians(self._program, products, self._data.batches, SEED)
+        found = output_hessians(self._program, products, self._data.batches, SEED, self._data.kept)
         if missing := set(products.values()) - found.keys():
             raise BadInput(
                 f"{min(missing)}: nothing floating that the model returns depends on it, so what "
@@ -187,6 +192,21 @@ class _Run:
         for site, value in found.items():
             _finite({Statistic.OUTPUT_HESSIAN: value}, site)
         return found
+
+    def _of_tokens(self) -> Mapping[str, Sequence[Tensor]]:
+        """How much the rows of each stage's value count, where the recipe weighs them."""
+        left = [s for s in self._stages if any(self._measures(m) for m in (*s.products, *s.again))]
+        if not left or not self._weighed:
+            return {}
+        return token_weights(self._program, left, self._data.batches, SEED, self._data.kept)
+
+    def _measures(self, matmul: Matmul) -> bool:
+        entry = self._entries[matmul.use]
+        return entry.site not in self._codes and bool(_of_inputs(entry))
+
+    def _weight(self, value: str, batch: int) -> Tensor | None:
+        of = self._weights.get(value)
+        return None if of is None else of[batch]
 
     def _stream(self, *, quantized: bool) -> Stream:
         batches = self._data.batches

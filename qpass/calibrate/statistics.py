@@ -27,8 +27,10 @@ class Rows:
     """What one batch adds: rows as the product reads them, and as the float model has them.
 
     `held` are those of `seen` that are set apart to judge by, `share` how much of all data it is.
+    All but `plain`, the rows as they are, are scaled so that their products weigh what they should.
     """
 
+    plain_mk: Tensor
     seen_mk: Tensor
     float_mk: Tensor
     held_mk: Tensor
@@ -98,8 +100,8 @@ class Samples(Accumulator):
 
     def add(self, rows: Rows) -> None:
         wanted = max(1, round(SAMPLES * rows.share))
-        every = max(1, len(rows.seen_mk) // wanted)
-        self._parts.append(rows.seen_mk[::every][:wanted].float())
+        every = max(1, len(rows.plain_mk) // wanted)
+        self._parts.append(rows.plain_mk[::every][:wanted].float())
 
     def result(self) -> Tensor:
         return torch.cat(self._parts)
@@ -126,14 +128,28 @@ class Statistics:
         self._parts = {statistic: ACCUMULATORS[statistic]() for statistic in wanted}
         self._batches = batches
 
-    def add(self, batch: int, seen: Tensor, reference: Tensor, kept: Tensor | None) -> None:
-        """The values `[..., k]` of one batch, of which rows that are not `kept` do not count."""
+    def add(
+        self,
+        batch: int,
+        seen: Tensor,
+        reference: Tensor,
+        kept: Tensor | None,
+        weight: Tensor | None = None,
+    ) -> None:
+        """The values `[..., k]` of one batch, of which rows that are not `kept` do not count.
+
+        In products rows count as often as `weight` says, which has one number for each.
+        """
+        plain_mk = _rows(seen, kept)
+        if weight is not None and weight.numel() == seen.shape[:-1].numel():
+            root = weight.sqrt().reshape(*seen.shape[:-1], 1).to(seen)
+            seen, reference = seen * root, reference * root
         seen_mk, float_mk = _rows(seen, kept), _rows(reference, kept)
         if self._batches == 1:
             held_mk = seen_mk[len(seen_mk) // 2 :]
         else:
             held_mk = seen_mk if batch % 2 else seen_mk[:0]
-        rows = Rows(seen_mk, float_mk, held_mk, 1 / self._batches)
+        rows = Rows(plain_mk, seen_mk, float_mk, held_mk, 1 / self._batches)
         for part in self._parts.values():
             part.add(rows)
 

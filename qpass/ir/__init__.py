@@ -3,7 +3,7 @@
 from qpass.ir import edit, read
 from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
-from qpass.ir.run import fresh, last_uses, run_node
+from qpass.ir.run import DIFFERENTIABLE, fresh, last_uses, run_node
 from qpass.ir.weights import (
     AddProduct,
     Affine,
@@ -21,6 +21,7 @@ from qpass.ir.weights import (
 )
 
 __all__ = [
+    "DIFFERENTIABLE",
     "AddProduct",
     "Affine",
     "Basis",

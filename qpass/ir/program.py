@@ -138,7 +138,7 @@ class Program:
                     if node.name not in self.weights:
                         env[node] = widened(given[node]) if widen else given[node]
                     continue
-                env[node] = run_node(node, load, widen=widen)
+                env[node] = run_node(node, load, widen=widen, gradients=gradients)
                 if watch is not None:
                     watch(node, env[node])
                 for dead in last.get(node, ()):

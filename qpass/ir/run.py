@@ -10,9 +10,21 @@ from torch import Tensor, fx
 
 from qpass.ir.wide import WIDE
 
+# what stands in for operators that gradients do not pass
+DIFFERENTIABLE: dict[object, Callable[..., object]] = {}
 
-def run_node(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool = False) -> object:
-    """What a node computes from the values that `load` finds; `widen` computes in float64."""
+
+def run_node(
+    node: fx.Node,
+    load: Callable[[fx.Node], object],
+    *,
+    widen: bool = False,
+    gradients: bool = False,
+) -> object:
+    """What a node computes from the values that `load` finds.
+
+    `widen` computes in float64, `gradients` by what gradients flow back through.
+    """
     fetch = cast("Callable[[fx.Node], Any]", load)
     args: object = fx.map_arg(node.args, fetch)
     kwargs: object = fx.map_arg(node.kwargs, fetch)
@@ -20,6 +32,8 @@ def run_node(node: fx.Node, load: Callable[[fx.Node], object], *, widen: bool = 
     if widen:
         args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
         target = WIDE.get(target, target)
+    if gradients:
+        target = DIFFERENTIABLE.get(target, target)
     result = target(*cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs))
     return widened(result) if widen else result
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qpass.errors import BadInput
 from qpass.formats import wide
+from qpass.ir import DIFFERENTIABLE
 from qpass.ops.library import define
 
 
@@ -94,3 +95,4 @@ define(
 
 # what a graph calls
 HADAMARD = torch.ops.qpass.hadamard.default
+DIFFERENTIABLE[HADAMARD] = hadamard

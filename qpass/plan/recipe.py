@@ -49,8 +49,9 @@ class Recipe:
     passes from values to outputs, and of edges where a rotation has to run with the model.
     `rotation` "auto" decides for each of them by error. `transform` says what finds better ones
     from data, once those are chosen: one method, or several in order, joined by "+". `rounding`
-    "auto" is the best one that the data at hand allows. `keep_tied` leaves a weight that is used
-    twice as one.
+    "auto" is the best one that the data at hand allows. `weigh_tokens` counts each token of the
+    data by how far the outputs move with it, for which the whole model runs backward once.
+    `keep_tied` leaves a weight that is used twice as one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Recipe:
     online: str = "hadamard"
     transform: str = FIXED
     rounding: str = AUTO
+    weigh_tokens: bool = True
     head: str = "int8"
     embedding: str = "int8"
     keep_tied: bool = False
@@ -98,6 +100,7 @@ class Recipe:
         _one_of("rotation", self.rotation, ("on", "off", "auto"))
         _one_of("head", self.head, ("int8", FLOAT))
         _one_of("embedding", self.embedding, ("int8", FLOAT))
+        expect_type(bool, "weigh_tokens", self.weigh_tokens, "true or false")
         expect_type(bool, "keep_tied", self.keep_tied, "true or false")
         expect_type(int, "seed", self.seed, "an integer from 0")
         expect(self.seed >= 0, "seed", self.seed, "an integer from 0")
@@ -153,9 +156,11 @@ class Recipe:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for key, spec in (("weight", self.weight), ("activation", self.activation)):
             fields[key] = FLOAT if spec is None else spec.table()
+        # written as they were before there was a choice
         if self.transform == FIXED:
-            # written as it was before there were others
             del fields["transform"]
+        if self.weigh_tokens:
+            del fields["weigh_tokens"]
         return fields
 
     def toml(self) -> str:

@@ -13,12 +13,12 @@ from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.gradients import importance
-from qpass.ir import Program, read
+from qpass.ir import Program, fresh, read
 from qpass.plan.chooser import Task
 from qpass.search.fake import best_clip, fake
 from qpass.search.holdout import split
 from qpass.search.regions import Spot, Turning, turned
-from qpass.search.trial import Inputs, Trial, fresh
+from qpass.search.trial import Inputs, Trial
 from qpass.transform import carry_out
 
 # entries that samples of all products together may have: 1 GB

@@ -93,7 +93,12 @@ def test_statistics_are_those_of_the_quantized_model(
 ) -> None:
     model, data = zoo.specimen(name).build(0), batches(name)
     spec: object = "float" if activation == "float" else {"format": activation, "dynamic": True}
-    recipe = {"weight": {"format": "int4"}, "activation": spec, "rounding": "seen"}
+    recipe = {
+        "weight": {"format": "int4"},
+        "activation": spec,
+        "rounding": "seen",
+        "weigh_tokens": False,
+    }
     qpass.quantize(model, recipe, calibration=data)
     rows = read_by(model, data)
     once = {path: x for path, x in rows.items() if len(x) == len(data)}
@@ -125,7 +130,12 @@ def test_a_layer_called_twice_is_rounded_once_on_all_that_it_reads(seen: Seen) -
     x = torch.cat([torch.cat((x, torch.tanh(model.layer(x)))) for x in data])
     qpass.quantize(
         model,
-        {"weight": {"format": "int8"}, "rounding": "seen", "rotation": "off"},
+        {
+            "weight": {"format": "int8"},
+            "rounding": "seen",
+            "weigh_tokens": False,
+            "rotation": "off",
+        },
         calibration=data,
     )
     (hessian,) = seen.hessians
@@ -133,7 +143,12 @@ def test_a_layer_called_twice_is_rounded_once_on_all_that_it_reads(seen: Seen) -
 
 
 def test_padding_does_not_count(seen: Seen) -> None:
-    recipe = {"weight": {"format": "int4"}, "rounding": "seen", "head": "float"}
+    recipe = {
+        "weight": {"format": "int4"},
+        "rounding": "seen",
+        "weigh_tokens": False,
+        "head": "float",
+    }
     ids = zoo.tokens(2, 7)
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
@@ -149,7 +164,10 @@ def test_padding_does_not_count(seen: Seen) -> None:
 
 @pytest.mark.parametrize("dies_at", [0, 3, 8])
 def test_a_killed_run_goes_on_to_the_same_bytes(dies_at: int, seen: Seen, tmp_path: Path) -> None:
-    recipe, data = {"weight": {"format": "int4"}, "rounding": "seen"}, batches("llama")
+    recipe, data = (
+        {"weight": {"format": "int4"}, "rounding": "seen", "weigh_tokens": False},
+        batches("llama"),
+    )
     whole = zoo.specimen("llama").build(0)
     qpass.quantize(whole, recipe, calibration=data)
     rounded = len(seen.weights)
@@ -168,7 +186,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(dies_at: int, seen: Seen, tmp_pa
 
 
 def test_a_directory_of_another_run_is_refused(seen: Seen, tmp_path: Path) -> None:
-    recipe, data = {"weight": {"format": "int4"}, "rounding": "seen"}, batches("llama")
+    recipe, data = (
+        {"weight": {"format": "int4"}, "rounding": "seen", "weigh_tokens": False},
+        batches("llama"),
+    )
     qpass.quantize(zoo.specimen("llama").build(0), recipe, calibration=data, resume=tmp_path)
     with pytest.raises(BadInput, match="another model, plan or data"):
         qpass.quantize(
@@ -185,7 +206,10 @@ def test_a_directory_of_another_run_is_refused(seen: Seen, tmp_path: Path) -> No
 
 
 def test_a_damaged_file_is_made_again(seen: Seen, tmp_path: Path) -> None:
-    recipe, data = {"weight": {"format": "int4"}, "rounding": "seen"}, batches("llama")
+    recipe, data = (
+        {"weight": {"format": "int4"}, "rounding": "seen", "weigh_tokens": False},
+        batches("llama"),
+    )
     first, second = (zoo.specimen("llama").build(0) for _ in range(2))
     qpass.quantize(first, recipe, calibration=data, resume=tmp_path)
     sorted(tmp_path.glob("*.safetensors"))[0].write_bytes(b"half")
@@ -198,7 +222,9 @@ def test_a_damaged_file_is_made_again(seen: Seen, tmp_path: Path) -> None:
 def test_data_is_asked_for_where_a_rounding_needs_it(seen: Seen) -> None:
     model = zoo.specimen("llama").build(0)
     with pytest.raises(BadInput, match="pass calibration batches"):
-        qpass.quantize(model, {"weight": {"format": "int4"}, "rounding": "seen"})
+        qpass.quantize(
+            model, {"weight": {"format": "int4"}, "rounding": "seen", "weigh_tokens": False}
+        )
 
 
 def test_data_that_is_not_finite_is_refused(seen: Seen) -> None:
@@ -207,7 +233,7 @@ def test_data_that_is_not_finite_is_refused(seen: Seen) -> None:
     with pytest.raises(BadInput, match="not finite"):
         qpass.quantize(
             model,
-            {"weight": {"format": "int4"}, "rounding": "seen"},
+            {"weight": {"format": "int4"}, "rounding": "seen", "weigh_tokens": False},
             calibration=[x],
             inputs=torch.ones(3, 4),
         )
