@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
-from qpass.runtime import native
+from qpass.runtime import gpu, native
 from qpass.targets.tensors import Shapes
 
 
@@ -21,6 +21,7 @@ class Fixed(nn.Module):
         super().__init__()
         # the operators run on plain PyTorch until somebody loads the kernels
         native.load()
+        gpu.register()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
