@@ -71,8 +71,9 @@ def rows_kernel(
         x = tl.load(x_ptr + r * stride + column, mask=inside, other=0.0).to(tl.float32)
         if ROTATE:
             x *= tl.load(signs_ptr + column, mask=inside, other=0.0)
-            x = tl.reshape(_sylvester(tl.reshape(x, (R * B, P)), scale, R * B, P, LOG), (C,))
-            x *= tl.load(factor_ptr)
+            # the factor is 1 or -1
+            signed = scale * tl.load(factor_ptr)
+            x = tl.reshape(_sylvester(tl.reshape(x, (R * B, P)), signed, R * B, P, LOG), (C,))
         place = r * n + column
         y = tl.reshape(x, (R, B * P))
         place = tl.reshape(place, (R, B * P))
@@ -148,7 +149,9 @@ def _values(tile: dict[str, int]) -> int:
 
 def _warps(tile: dict[str, int], target: Target) -> int:
     """So many warps that a thread holds 32 values, or more where a block has no more threads."""
-    return min(512 // target.warp, max(1, _values(tile) // (32 * target.warp)))
+    # a product of matrices needs registers for its operands too
+    threads = 512 if tile["M"] == 1 else 256
+    return min(threads // target.warp, max(1, _values(tile) // (32 * target.warp)))
 
 
 def _geometry(call: Call) -> tuple[int, int, int]:

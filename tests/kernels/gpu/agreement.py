@@ -1,0 +1,74 @@
+"""How far a kernel's result may be from its specification's, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass.runtime.gpu import Call
+
+# of float32 sums in another order, relative to the largest value of a row; the tensor cores' three
+# products stand for float32 to about as much
+SUMS = 2.0**-20
+# one rounding of a result to its dtype
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def disagreement(call: Call, got: Any, want: Any) -> str | None:
+    """What is wrong with `got`, or None."""
+    return _RULES[call.operator](call, got, want)
+
+
+def _same_kind(got: Tensor, want: Tensor) -> str | None:
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return f"{got.dtype} {tuple(got.shape)} instead of {want.dtype} {tuple(want.shape)}"
+    if got.is_floating_point() and not torch.equal(got.isfinite(), want.isfinite()):
+        return f"{int((got.isfinite() != want.isfinite()).sum())} results are (not) finite"
+    return None
+
+
+def _rows(got: Tensor, want: Tensor, bound: float) -> str | None:
+    """Compare rows by their largest magnitudes."""
+    if why := _same_kind(got, want):
+        return why
+    if not want.numel():
+        return None
+    g, w = (t.double().nan_to_num(0.0, 0.0, 0.0) for t in (got, want))
+    size = w.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    apart = float(((g - w).abs() / size).max())
+    # written so that NaN is a disagreement
+    return (
+        None if apart <= bound else f"{apart:.1e} of a row's largest value apart, over {bound:.1e}"
+    )
+
+
+def _hadamard(call: Call, got: Tensor, want: Tensor) -> str | None:
+    return _rows(got, want, SUMS + ROUNDING[want.dtype])
+
+
+def _quantize_rows(call: Call, got: Any, want: Any) -> str | None:
+    (codes, scales), (codes_wanted, scales_wanted) = got, want
+    if why := _same_kind(codes, codes_wanted) or _rows(scales, scales_wanted, SUMS):
+        return why
+    off = (codes.int() - codes_wanted.int()).abs()
+    factor = call["factor"]
+    if factor is None or factor.shape[0] == 1:
+        # the same sums in the same order
+        return None if not off.any() else f"{int(off.count_nonzero())} codes differ"
+    if not off.numel() or int(off.max()) == 0:
+        return None
+    # a sum in another order moves a code next to a tie
+    share = float(off.count_nonzero()) / off.numel()
+    most = 2.0 ** call["bits"] * SUMS * 8
+    if int(off.max()) > 1 or share > max(most, 1 / off.numel()):
+        return f"codes differ by up to {int(off.max())}, {share:.1e} of them, over {most:.1e}"
+    return None
+
+
+_RULES: dict[str, Callable[[Call, Any, Any], str | None]] = {
+    "hadamard": _hadamard,
+    "quantize_rows": _quantize_rows,
+}

@@ -1,0 +1,129 @@
+"""The calls that GPU kernels are tried on: odd shapes of every operator, and ones to be refused."""
+
+# n columns, m order of the factor, p order of the Sylvester matrix
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass.runtime.gpu import Call
+from qpass.runtime.target import Target
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# (leading axes, blocks, m, p): short and long rows, orders that are no powers of two, one row
+ROTATED = (
+    ((5,), 1, 1, 64),
+    ((3, 2), 1, 12, 4),
+    ((1,), 3, 3, 16),
+    ((7,), 1, 20, 1),
+    ((4,), 3, 1, 32),
+    ((2, 1, 3), 1, 5, 1),
+    ((9,), 5, 1, 8),
+    ((2,), 1, 36, 16),
+    ((1, 1), 1, 1, 256),
+    ((0,), 1, 1, 16),
+)
+PLAIN = (((5,), 7), ((3,), 1), ((2, 3), 100), ((1,), 129), ((0,), 16), ((17,), 33), ((1,), 512))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """Arguments of an operator, and a name to run them by."""
+
+    name: str
+    operator: str
+    arguments: tuple[Any, ...]
+
+    def call(self, target: Target) -> Call:
+        """The call on a target."""
+        return Call.of(self.operator, self.arguments, target)
+
+
+def cases() -> Iterator[Case]:
+    """Calls that some kernel serves."""
+    yield from rotations()
+    yield from quantizations()
+
+
+def random(seed: str) -> torch.Generator:
+    """Numbers that depend on a name only."""
+    return torch.Generator().manual_seed(sum(ord(c) * 31**i for i, c in enumerate(seed)) % 2**31)
+
+
+def transform(n: int, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random signs and a random orthonormal factor, in float32."""
+    signs = torch.randint(0, 2, (n,), generator=generator).float() * 2 - 1
+    square = torch.randn(m, m, generator=generator, dtype=torch.float64)
+    return signs, torch.linalg.qr(square)[0].sign().float() if m == 1 else torch.linalg.qr(square)[
+        0
+    ].float().contiguous()
+
+
+def rows(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Rows of very different sizes, the second of zeros and the last with a hole."""
+    x = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, shape[-1])
+    flat = x.view(-1, shape[-1])
+    if flat.shape[0] > 2:
+        flat[1] = 0.0
+        flat[-1, -1] = float("nan")
+    return x.to(dtype)
+
+
+def rotations() -> Iterator[Case]:
+    for i, (lead, blocks, m, p) in enumerate(ROTATED):
+        dtype = FLOATS[i % 3]
+        name = f"hadamard-{lead}-{blocks}x{m}x{p}-{dtype}"
+        g, n = random(name), blocks * m * p
+        yield Case(name, "hadamard", (rows((*lead, n), dtype, g), *transform(n, m, g), p))
+
+
+def quantizations() -> Iterator[Case]:
+    for i, (lead, blocks, m, p) in enumerate(ROTATED):
+        for bits in (8, 4) if i % 2 else (8, 3):
+            dtype = FLOATS[(i + bits) % 3]
+            name = f"quantize-{lead}-{blocks}x{m}x{p}-{bits}-{dtype}"
+            g, n = random(name), blocks * m * p
+            x = rows((*lead, n), dtype, g)
+            yield Case(name, "quantize_rows", (x, bits, *transform(n, m, g), p))
+    for i, (lead, n) in enumerate(PLAIN):
+        dtype = FLOATS[i % 3]
+        name = f"quantize-{lead}-{n}-{dtype}"
+        yield Case(name, "quantize_rows", (rows((*lead, n), dtype, random(name)), 8 - 2 * (i % 3)))
+    g = random("strided")
+    apart = rows((6, 40), torch.float32, g)
+    yield Case("quantize-rows-apart", "quantize_rows", (apart[::2, :24], 8))
+    yield Case("quantize-columns-apart", "quantize_rows", (apart[:, ::2], 8))
+
+
+def refusals() -> Iterator[Case]:
+    """Calls that no kernel may serve, though the specification has a meaning for most."""
+    g = random("refused")
+    x = torch.randn(2, 16, generator=g)
+    signs, factor = transform(16, 1, g)
+    many = 2**16
+    for bits in ((), (8,)):
+        operator = "quantize_rows" if bits else "hadamard"
+
+        def case(why: str, x: Tensor, *rest: Any, bits: Any = bits, to: str = operator) -> Case:
+            return Case(f"{to}-{why}", to, (x, *bits, *rest))
+
+        yield case("double", x.double(), signs, factor, 16)
+        yield case("empty", x[:, :0], signs[:0], factor, 1)
+        yield case("wide-signs", x, signs.double(), factor.double(), 16)
+        yield case("power", x, signs, factor, 12)
+        yield case("few-signs", x, signs[:3], factor, 16)
+        long = torch.empty(1, many, dtype=torch.bfloat16, device="meta")
+        yield case("long", long, torch.empty(many, device="meta"), factor, many)
+        order = 512
+        wide = torch.empty(1, order, device="meta")
+        large = torch.empty(order, order, device="meta")
+        yield case("factor", wide, torch.empty(order, device="meta"), large, 1)
+    yield Case("quantize-bits", "quantize_rows", (x, 9))
+    yield Case("quantize-half-a-transform", "quantize_rows", (x, 8, signs, None, 1))
+    long = torch.empty(1, many + 1, dtype=torch.bfloat16, device="meta")
+    yield Case("quantize-long", "quantize_rows", (long, 8))
