@@ -1,0 +1,278 @@
+"""`python tests/gpu_check.py --json FILE`: builds, checks and times everything on a real GPU.
+
+Every part runs in a process of its own: a kernel that breaks the GPU's context breaks only itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+MARK = "RESULT "
+Row = dict[str, Any]
+# seconds
+PART_LIMIT = 150
+WHOLE_LIMIT = 460
+# parts that only check, not time, share the GPU
+AT_ONCE = 6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--part", help="run one part in this process")
+    parser.add_argument("--only", help="parts whose name contains this", default="")
+    parser.add_argument("--limit", type=float, help="seconds for everything", default=WHOLE_LIMIT)
+    options = parser.parse_args()
+    if options.part:
+        return _in_process(options.part)
+    import torch
+
+    if not torch.cuda.is_available():
+        _say("no CUDA device: not timed")
+        return 0
+    deadline = time.monotonic() + options.limit
+    rows: list[Row] = []
+
+    def write() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    names = [name for name in _parts() if options.only in name or name == "limits"]
+    checks = [name for name in names if name.startswith("check:")]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for found in pool.map(lambda name: _apart(name, deadline), checks):
+            rows += found
+            write()
+    for name in names:
+        if name not in checks:
+            rows += _apart(name, deadline)
+            write()
+    _print(rows)
+    write()
+    return 0 if all(row.get("ok", True) for row in rows) else 1
+
+
+def _parts() -> list[str]:
+    from qpass.runtime.gpu import KERNELS
+
+    operators = {kernel.operator: None for kernel in KERNELS}
+    checks = [f"check:{kernel.name}" for kernel in KERNELS]
+    models = [f"model:{name}" for name in ("w4a16-g64", "w8a8")]
+    return ["limits", *checks, *(f"time:{o}" for o in operators), *models, "decode"]
+
+
+def _apart(name: str, deadline: float) -> list[Row]:
+    """Run a part in another process; whatever becomes of it is a row."""
+    left = min(PART_LIMIT, deadline - time.monotonic())
+    if left < 5:
+        return [{"part": name, "ok": False, "why": "no time left"}]
+    begun = time.monotonic()
+    command = [sys.executable, "-W", "ignore", __file__, "--part", name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as child:
+        try:
+            said, _ = child.communicate(timeout=left)
+            ended = None if child.returncode == 0 else f"exit status {child.returncode}"
+        except subprocess.TimeoutExpired:
+            child.kill()
+            said, _ = child.communicate()
+            ended = f"stopped after {left:.0f} s"
+    lines = said.splitlines()
+    rows = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
+    rows = [{"part": name, **row} for row in rows]
+    if ended is not None:
+        other = [line for line in lines if not line.startswith(MARK)]
+        rows.append({"part": name, "ok": False, "why": f"{ended}: " + "\n".join(other[-12:])})
+    rows.append({"part": name, "name": "took", "seconds": time.monotonic() - begun})
+    _say(f"{name}: {time.monotonic() - begun:.0f} s")
+    return rows
+
+
+def _in_process(part: str) -> int:
+    kind, _, name = part.partition(":")
+    runs: dict[str, Callable[[str], Iterator[Row]]] = {
+        "limits": _limits,
+        "check": _check,
+        "time": _time,
+        "model": _model,
+        "decode": _decode,
+    }
+    for row in runs[kind](name):
+        _say(MARK + json.dumps(row))
+    return 0
+
+
+def _guarded(name: str, run: Callable[[], Row]) -> Row:
+    """The row that `run` returns, or one that says how it failed."""
+    try:
+        return {"name": name, **run()}
+    except Exception:  # noqa: BLE001 whatever a kernel does wrong is a row of the report
+        return {"name": name, "ok": False, "why": traceback.format_exc()[-1500:]}
+
+
+def _limits(_: str) -> Iterator[Row]:
+    import torch
+    import triton
+
+    from qpass.runtime.target import target_of
+    from tests.kernels.gpu.timed import limits
+
+    found = target_of(0)
+    yield {
+        "name": "machine",
+        "gpu": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "target": found if isinstance(found, str) else found.name,
+    }
+    yield {"name": "limits", **limits()}
+
+
+def _check(name: str) -> Iterator[Row]:
+    """The odd shapes of the interpreted tests, on hardware, against the CPU."""
+    import torch
+
+    from qpass.ops.library import specification
+    from qpass.runtime.gpu import KERNELS, Call
+    from qpass.runtime.target import Target, target_of
+    from tests.kernels.gpu.agreement import disagreement
+    from tests.kernels.gpu.calls import cases
+
+    kernel, on = KERNELS[name], target_of(0)
+    if not isinstance(on, Target):
+        yield {"name": name, "ok": False, "why": on}
+        return
+    wrong: list[str] = []
+    tried = 0
+    torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for case in cases():
+        if case.operator != kernel.operator or kernel.accepts(case.call(on)) is not None:
+            continue
+        tried += 1
+        moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in case.arguments]
+        call = Call.of(case.operator, moved, on)
+
+        def run(call: Call = call, case: Any = case) -> Row:
+            got = kernel.launch(call)
+            got = tuple(t.cpu() for t in got) if isinstance(got, tuple) else got.cpu()
+            host = case.call(on)
+            return {"why": disagreement(host, got, specification(case.operator)(*host.values))}
+
+        if why := _guarded(case.name, run)["why"]:
+            wrong.append(f"{case.name}: {why}")
+    yield {"name": f"{name}: {tried} odd calls", "ok": not wrong, "why": "\n".join(wrong[:6])}
+
+
+def _time(operator: str) -> Iterator[Row]:
+    """Models' shapes: checked against the specification on the GPU, then timed."""
+    from tests.kernels.gpu.timed import limits, timed
+
+    reached = limits()
+    for case in timed():
+        if case.operator == operator:
+            yield _guarded(case.name, lambda case=case: _time_one(case, reached))
+
+
+def _time_one(case: Any, reached: dict[str, float]) -> Row:
+    import torch
+
+    from qpass.ops.library import specification
+    from qpass.runtime.gpu import Call, choose
+    from qpass.runtime.target import Target, target_of
+    from tests.kernels.gpu.agreement import disagreement
+    from tests.kernels.gpu.timed import seconds, sets
+
+    on = target_of(0)
+    assert isinstance(on, Target)
+    call = Call.of(case.operator, case.make(), on)
+    kernel = choose(call).kernel
+    if kernel is None:
+        return {"ok": case.bar is None, "why": choose(call).choice().text()}
+    got = kernel.launch(call)
+    wrong = disagreement(call, got, specification(case.operator)(*call.values))
+    cost = kernel.cost(call)
+    peak = reached.get(cost.kind, on.peak.get(cost.kind, on.peak["fp32"]))
+    floor = max(cost.nbytes / reached["bandwidth"], cost.operations / peak)
+    many = [Call.of(case.operator, case.make(), on) for _ in range(sets(cost.nbytes, floor))]
+    took = seconds([lambda c=c: kernel.launch(c) for c in many])
+    del many
+    torch.cuda.empty_cache()
+    fraction = floor / took
+    row: Row = {
+        "kernel": kernel.name,
+        "us": took * 1e6,
+        "gbs": cost.nbytes / took / 1e9,
+        "tops": cost.operations / took / 1e12,
+        "fraction": fraction,
+        "bar": case.bar,
+        "ok": wrong is None and (case.bar is None or fraction >= case.bar),
+        "why": wrong,
+    }
+    if case.operator in ("linear.real", "linear.codes"):
+        rows, k, n = call.values[0].shape[0], call["in_features"], call["out_features"]
+        weights = [
+            torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+            for _ in range(sets(2 * n * k, floor))
+        ]
+        x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
+        plain = seconds([lambda w=w: torch.nn.functional.linear(x, w) for w in weights])
+        row["times_bf16"] = plain / took
+    return row
+
+
+def _model(recipe: str) -> Iterator[Row]:
+    from tests.kernels.gpu.models import agreement
+
+    yield from (_guarded(name, run) for name, run in agreement(recipe))
+
+
+def _decode(_: str) -> Iterator[Row]:
+    from tests.kernels.gpu.models import decoding
+
+    yield from (_guarded(name, run) for name, run in decoding())
+
+
+def _say(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _print(rows: list[Row]) -> None:
+    """A compact table, failures first in full."""
+    for row in rows:
+        if not row.get("ok", True):
+            _say(f"FAILED {row['part']} {row.get('name', '')}: {row.get('why') or 'below its bar'}")
+    for row in rows:
+        if row.get("name") in ("machine", "limits"):
+            _say({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})
+        elif "us" in row:
+            bar = f" (bar {row['bar']:.0%})" if row.get("bar") else ""
+            times = f" {row['times_bf16']:5.2f}x bf16" if "times_bf16" in row else ""
+            _say(
+                f"{'ok ' if row['ok'] else 'BAD'} {row['name']:42s} {row['kernel']:22s}"
+                f" {row['us']:9.1f} us {row['gbs']:7.0f} GB/s {row['tops']:7.1f} TOPS"
+                f" {row['fraction']:6.1%}{bar}{times}"
+            )
+        elif row.get("name") != "took":
+            rest = {k: v for k, v in row.items() if k not in ("part", "name", "ok", "why")}
+            _say(f"{'ok ' if row.get('ok', True) else 'BAD'} {row.get('name')} {rest or ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

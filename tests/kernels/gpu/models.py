@@ -1,0 +1,151 @@
+"""Whole models on a real GPU: against the same model on the CPU, and against bfloat16."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qpass
+
+Row = dict[str, Any]
+# bfloat16 activations against the same in another order
+BOUND = 0.03
+# what decoding with 4-bit weights gains on bfloat16, both in CUDA graphs
+BAR = 1.8
+
+
+def model(width: int, inner: int, layers: int, vocabulary: int, heads: int) -> nn.Module:
+    """A decoder with random weights and nothing left at a neutral value."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 4,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    with torch.device("cpu"):
+        made = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(1.0, 0.2)
+            else:
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
+    return made.eval().to(torch.bfloat16)
+
+
+def logits(run: Callable[..., Any], tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return run(tokens, use_cache=False).logits
+
+
+def apart(got: Tensor, want: Tensor) -> float:
+    g, w = got.double().cpu(), want.double().cpu()
+    return float((g - w).norm() / w.norm())
+
+
+def _close(error: float) -> Row:
+    return {"error": error, "ok": error <= BOUND, "why": f"{error:.2e} apart, over {BOUND}"}
+
+
+def agreement(recipe: str) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """A small quantized model on the GPU, eager and compiled, against itself on the CPU."""
+    small = model(256, 688, 2, 512, 8)
+    tokens = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(1))
+    on_gpu = tokens.cuda()
+    quantized = qpass.quantize(copy.deepcopy(small), recipe, inputs=tokens)
+    want = logits(quantized, tokens)
+    moved = copy.deepcopy(quantized).cuda()
+
+    def eager() -> Row:
+        return _close(apart(logits(moved, on_gpu), want))
+
+    def compiled(mode: str | None) -> Row:
+        torch._dynamo.reset()
+        run = torch.compile(moved, mode=mode)
+        # the first runs of a CUDA graph warm up and record, later ones replay
+        found = [logits(run, on_gpu).clone() for _ in range(4)]
+        return _close(max(apart(one, want) for one in found))
+
+    def backend() -> Row:
+        torch._dynamo.reset()
+        run = torch.compile(
+            copy.deepcopy(small).cuda(), backend="qpass", options={"recipe": recipe}
+        )
+        host = torch.compile(copy.deepcopy(small), backend="qpass", options={"recipe": recipe})
+        reference = logits(host, tokens)
+        found = [logits(run, on_gpu).clone() for _ in range(4)]
+        return _close(max(apart(one, reference) for one in found))
+
+    yield f"{recipe} eager", eager
+    yield f"{recipe} compiled", lambda: compiled(None)
+    yield f"{recipe} CUDA graphs", lambda: compiled("reduce-overhead")
+    yield f"{recipe} backend", backend
+
+
+def decoding() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """One token through blocks of an 8-billion model, in CUDA graphs, against bfloat16."""
+    large = model(4096, 14336, 2, 1024, 32)
+    token = torch.ones(1, 1, dtype=torch.int64, device="cuda")
+    measured: dict[str, float] = {}
+
+    def run(built: Callable[..., Any]) -> float:
+        for _ in range(4):
+            logits(built, token)
+        torch.cuda.synchronize()
+        times: list[float] = []
+        for _ in range(50):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            logits(built, token)
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop) / 1e3)
+        return sorted(times)[len(times) // 2]
+
+    def plain() -> Row:
+        torch._dynamo.reset()
+        built = torch.compile(copy.deepcopy(large).cuda(), mode="reduce-overhead")
+        measured["bf16"] = run(built)
+        return {"ms": measured["bf16"] * 1e3}
+
+    def quantized() -> Row:
+        torch._dynamo.reset()
+        start = time.perf_counter()
+        made = qpass.quantize(
+            copy.deepcopy(large), "w4a16-g64", inputs=torch.ones(1, 4, dtype=torch.int64)
+        )
+        took = time.perf_counter() - start
+        built = torch.compile(made.cuda(), mode="reduce-overhead")
+        return _faster(run(built), took)
+
+    def backend() -> Row:
+        torch._dynamo.reset()
+        start = time.perf_counter()
+        built = torch.compile(
+            copy.deepcopy(large).cuda(),
+            backend="qpass",
+            options={"recipe": "w4a16-g64", "free_weights": True},
+        )
+        logits(built, token)
+        return _faster(run(built), time.perf_counter() - start)
+
+    def _faster(now: float, took: float) -> Row:
+        gain = measured.get("bf16", math.nan) / now
+        return {"ms": now * 1e3, "gain": gain, "ok": gain >= BAR, "prepared_s": took}
+
+    yield "bf16, inductor with CUDA graphs", plain
+    yield "w4a16 module, inductor with CUDA graphs", quantized
+    yield "w4a16 backend", backend
