@@ -42,7 +42,7 @@ def _groups(group_scales: Tensor | None) -> int:
     return 1 if group_scales is None else group_scales.shape[1]
 
 
-def _check(
+def check_linear(
     features: int,
     weight: Tensor,
     row_scales: Tensor,
@@ -53,6 +53,7 @@ def _check(
     k: int,
     n: int,
 ) -> None:
+    """Raise `BadInput` unless an input of `features` and the tensors of a weight fit together."""
     groups = _groups(group_scales)
     width, step = group_width(k, groups), columns_per_line(bits)
     blocks = -(-n // ROWS)
@@ -83,8 +84,8 @@ def _codes(
     out_features: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    _check(codes.shape[-1], weight, row_scales, group_scales, group_offsets, bias, bits,
-           in_features, out_features)  # fmt: skip
+    check_linear(codes.shape[-1], weight, row_scales, group_scales, group_offsets, bias, bits,
+                 in_features, out_features)  # fmt: skip
     groups = _groups(group_scales)
     signed = bits == 8 or group_offsets is None
     q = unpack(weight, bits, (out_features, in_features), groups, signed=signed)
@@ -120,8 +121,8 @@ def _real(
     in_features: int,
     out_features: int,
 ) -> Tensor:
-    _check(x.shape[-1], weight, row_scales, group_scales, group_offsets, bias, bits,
-           in_features, out_features)  # fmt: skip
+    check_linear(x.shape[-1], weight, row_scales, group_scales, group_offsets, bias, bits,
+                 in_features, out_features)  # fmt: skip
     dtype = wide(x.dtype)
     groups = _groups(group_scales)
     signed = bits == 8 or group_offsets is None

@@ -1,0 +1,199 @@
+"""`linear.real` of rows: weights become 16-bit floats in registers, tensor cores do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.tiles import Tile, best
+from qpass._kernels.gpu.weights import (
+    FLOATS,
+    Packed,
+    cost,
+    flat,
+    matrix_build,
+    refuse_weight,
+    rows_of,
+)
+from qpass._kernels.gpu.words import across, along, floats, row_offsets, tile_ids
+from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
+from qpass.runtime.target import Target
+
+
+@triton.jit
+def linear_real_matrix(
+    x, words, row_scales, group_scales, group_offsets, bias, out,
+    m, n, lines, groups, group_lines, width, chunks, stride,
+    BITS: tl.constexpr, EVEN: tl.constexpr, SHARES: tl.constexpr, SWAP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of BM rows of x by BN outputs, and a share of the columns.
+
+    `chunks` steps of BL lines make a group. With SWAP the tile is computed transposed.
+    """
+    BK: tl.constexpr = BL * (32 // BITS)
+    ZERO: tl.constexpr = 2 ** (BITS - 1) if BITS == 8 or group_offsets is None else 0
+    tile_m, tile_n = tile_ids(m, n, BM, BN)
+    i = tile_m * BM + tl.arange(0, BM)
+    j = tile_n * BN + tl.arange(0, BN)
+    real_i = i < m
+    real_j = j < n
+    x += i.to(tl.int64) * stride
+    words += row_offsets(j, lines)
+    share = tl.cdiv(groups * chunks, SHARES)
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, groups * chunks)
+    if group_scales is not None:
+        start = tl.minimum(first, groups * chunks - 1) // chunks * 16
+        group_scales += row_offsets(j, groups)
+        scale = tl.load(group_scales + start, mask=real_j, other=0.0)
+        if group_offsets is not None:
+            group_offsets += row_offsets(j, groups)
+            offset = tl.load(group_offsets + start, mask=real_j, other=0.0)
+    total = tl.zeros((BN, BM), tl.float32) if SWAP else tl.zeros((BM, BN), tl.float32)
+    for chunk in range(first, last):
+        if EVEN:
+            line = chunk * BL + tl.arange(0, BL)
+            k = chunk * BK + tl.arange(0, BK)
+            w = tl.load(words[:, None] + line[None, :] * 16, mask=real_j[:, None], other=0)
+            a = tl.load(x[:, None] + k[None, :], mask=real_i[:, None], other=0.0)
+        else:
+            group = chunk // chunks
+            line = (chunk - group * chunks) * BL + tl.arange(0, BL)
+            k = (chunk - group * chunks) * BK + tl.arange(0, BK)
+            w = tl.load(
+                words[:, None] + (group * group_lines + line)[None, :] * 16,
+                mask=real_j[:, None] & (line < group_lines)[None, :], other=0,
+            )  # fmt: skip
+            a = tl.load(
+                x[:, None] + (group * width + k)[None, :],
+                mask=real_i[:, None] & (k < width)[None, :], other=0.0,
+            )  # fmt: skip
+        q = floats(w, BITS, ZERO, x.dtype.element_ty)
+        if group_scales is None:
+            if SWAP:
+                total = tl.dot(q, tl.trans(a), total, input_precision="ieee")
+            else:
+                total = tl.dot(a, tl.trans(q), total, input_precision="ieee")
+        else:
+            # the next scales are asked for one step ahead
+            now = along(scale.to(tl.float32), SWAP)
+            ahead = tl.minimum(chunk + 1, last - 1) // chunks * 16
+            scale = tl.load(group_scales + ahead, mask=real_j, other=0.0)
+            if SWAP:
+                total += tl.dot(q, tl.trans(a), input_precision="ieee") * now
+            else:
+                total += tl.dot(a, tl.trans(q), input_precision="ieee") * now
+            if group_offsets is not None:
+                sums = tl.sum(a.to(tl.float32), 1)
+                total += across(sums, SWAP) * along(offset.to(tl.float32), SWAP)
+                offset = tl.load(group_offsets + ahead, mask=real_j, other=0.0)
+    place = across(i.to(tl.int64) * n, SWAP) + along(j, SWAP)
+    real = across(real_i, SWAP) & along(real_j, SWAP)
+    if SHARES > 1:
+        tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, total, mask=real)
+    else:
+        y = total * along(tl.load(row_scales + j, mask=real_j, other=0.0), SWAP)
+        if bias is not None:
+            y += along(tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32), SWAP)
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
+
+
+def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """The tiles worth trying; lines are given for steps of 64 and 128 columns."""
+    short, long = 64 * bits // 32, 128 * bits // 32
+    if dtype is torch.float32:
+        return (Tile(16, 32, short // 2, 4, 2, True), Tile(64, 64, short // 4, 8, 2, False))
+    few = (
+        Tile(16, 64, long, 4, 4, True),
+        Tile(32, 64, long, 4, 4, True),
+        Tile(64, 64, long, 4, 3, True),
+    )
+    if scaled:
+        return (*few, Tile(64, 128, long, 8, 3, True), Tile(128, 128, short, 8, 4, True))
+    return (
+        *few,
+        Tile(64, 128, short, 8, 4, False),
+        Tile(128, 128, short, 8, 4, False),
+        Tile(128, 256, short, 8, 3, False),
+    )
+
+
+def _accepts(call: Call) -> str | None:
+    x = call["x"]
+    if x.dtype not in FLOATS:
+        return f"the input is {x.dtype}"
+    return refuse_weight(call, x)
+
+
+def configure(packed: Packed, m: int, dtype: torch.dtype, target: Target) -> tuple[Tile, int]:
+    """The tile, and the number of shares of the columns."""
+    kind = "fp32" if dtype is torch.float32 else "bf16"
+    tiles = candidates(packed.bits, packed.scaled, dtype)
+    shape = (m, packed.n, packed.k)
+    return best("linear_real_matrix", tiles, target, kind, shape, packed.bits, dtype.itemsize)
+
+
+def run(call: Call, tile: Tile, shares: int) -> Tensor:
+    """Serve a call with a given configuration."""
+    packed = Packed.of(call)
+    x = flat(call["x"])
+    m, n = x.shape[0], packed.n
+    out = x.new_empty((*call["x"].shape[:-1], n))
+    target = out if shares == 1 else x.new_empty((shares, m, n), dtype=torch.float32)
+    tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs)
+    linear_real_matrix[(tiles, shares)](
+        x, call["weight"].view(torch.int32), call["row_scales"],
+        call["group_scales"], call["group_offsets"], call["bias"], target,
+        m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
+        triton.cdiv(packed.group_lines, tile.lines), x.stride(0),
+        BITS=packed.bits, EVEN=packed.width % (tile.lines * packed.step) == 0, SHARES=shares,
+        SWAP=tile.swap, BM=tile.rows, BN=tile.outputs, BL=tile.lines,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    if shares > 1:
+        finish(target, call["row_scales"], None, call["bias"], out)
+    return out
+
+
+def _launch(call: Call) -> Tensor:
+    x = call["x"]
+    return run(call, *configure(Packed.of(call), rows_of(x), x.dtype, call.target))
+
+
+def _cost(call: Call) -> Cost:
+    kind = "fp32" if call["x"].dtype is torch.float32 else "bf16"
+    return cost(call, call["x"], call["x"].dtype, kind)
+
+
+def _builds(target: Target) -> Sequence[Build] | str:
+    builds: list[Build] = []
+    for m in (16, 64, 4096):
+        for bits, dtype, scales, offsets in (
+            (4, torch.bfloat16, True, False), (4, torch.float16, True, True),
+            (8, torch.bfloat16, False, False), (4, torch.float32, True, False),
+        ):  # fmt: skip
+            packed = Packed(bits, 4096, 4096, 4096 * bits // 32, 32 if scales else 1, scales)
+            tile, _ = configure(packed, m, dtype, target)
+            builds.append(
+                matrix_build(linear_real_matrix, packed, m, tile, target, dtype, offsets=offsets)
+            )
+    return builds
+
+
+KERNELS.add(
+    Kernel(
+        name="linear_real_matrix",
+        operator="linear.real",
+        accepts=_accepts,
+        launch=_launch,
+        cost=_cost,
+        builds=_builds,
+        preference=10,
+    )
+)

@@ -1,0 +1,168 @@
+"""`linear.real` of one row: a matrix of integers times a vector, as fast as the weights arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.weights import FLOATS, Packed, cost, refuse_weight, rows_of
+from qpass._kernels.gpu.words import column
+from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
+from qpass.runtime.target import Target
+
+
+@triton.jit
+def linear_real_vector(
+    x, words, row_scales, group_scales, group_offsets, bias, out,
+    n, lines, groups, width,
+    BITS: tl.constexpr, GROUP_LINES: tl.constexpr, EVEN: tl.constexpr, SHARES: tl.constexpr,
+    BL: tl.constexpr,
+):  # fmt: skip
+    """One program: one block of 16 rows and a share of its lines, BL lines at a time."""
+    STEP: tl.constexpr = 32 // BITS
+    ZERO: tl.constexpr = 2 ** (BITS - 1) if BITS == 8 or group_offsets is None else 0
+    block = tl.program_id(0)
+    rows = tl.arange(0, 16)
+    share = tl.cdiv(tl.cdiv(lines, BL), SHARES) * BL
+    first = tl.program_id(1) * share
+    last = tl.minimum(first + share, lines)
+    words += block.to(tl.int64) * lines * 16
+    total = tl.zeros((BL, 16), tl.float32)
+    for start in range(first, last, BL):
+        line = start + tl.arange(0, BL)
+        real = line < last
+        w = tl.load(words + line[:, None] * 16 + rows[None, :], mask=real[:, None], other=0)
+        group = line // GROUP_LINES
+        if group_scales is not None:
+            at = (block * groups + group)[:, None] * 16 + rows[None, :]
+            scale = tl.load(group_scales + at, mask=real[:, None], other=0.0)
+            if group_offsets is not None:
+                offset = tl.load(group_offsets + at, mask=real[:, None], other=0.0)
+        inside = (line - group * GROUP_LINES) * STEP
+        source = x + line * STEP if EVEN else x + group * width + inside
+        products = tl.zeros((BL, 16), tl.float32)
+        sums = tl.zeros((BL,), tl.float32)
+        for j in tl.static_range(STEP):
+            if EVEN:
+                v = tl.load(source + j, mask=real, other=0.0).to(tl.float32)
+            else:
+                v = tl.load(source + j, mask=real & (inside + j < width), other=0.0).to(tl.float32)
+            products += column(w, BITS, j, ZERO) * v[:, None]
+            sums += v
+        if group_scales is not None:
+            products *= scale.to(tl.float32)
+            if group_offsets is not None:
+                products += offset.to(tl.float32) * sums[:, None]
+        total += products
+    y = tl.sum(total, 0)
+    row = block * 16 + rows
+    if SHARES > 1:
+        tl.store(out + tl.program_id(1) * n + row, y, mask=row < n)
+    else:
+        y *= tl.load(row_scales + row, mask=row < n, other=0.0)
+        if bias is not None:
+            y += tl.load(bias + row, mask=row < n, other=0.0).to(tl.float32)
+        tl.store(out + row, y.to(out.dtype.element_ty), mask=row < n)
+
+
+def _accepts(call: Call) -> str | None:
+    x = call["x"]
+    if x.dtype not in FLOATS:
+        return f"the input is {x.dtype}"
+    if (why := refuse_weight(call, x)) is not None:
+        return why
+    if rows_of(x) != 1:
+        return f"{rows_of(x)} rows, and this one is for one"
+    return None
+
+
+def configure(packed: Packed, target: Target) -> tuple[int, int, int]:
+    """Lines at a time, warps, and shares of the lines."""
+    blocks = -(-packed.n // 16)
+    # 16 warps on each multiprocessor keep enough loads in the air
+    if blocks >= 3 * target.multiprocessors:
+        return 128, 8, 1
+    if blocks >= 3 * target.multiprocessors // 2 or packed.lines < 512:
+        return 256, 16, 1
+    shares = 2 if blocks >= target.multiprocessors // 2 else 4
+    return 256, 16, shares if packed.lines >= 256 * shares else 1
+
+
+def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:
+    """Serve a call with a given configuration."""
+    x, weight = call["x"], call["weight"]
+    packed = Packed.of(call)
+    out = x.new_empty((*x.shape[:-1], packed.n))
+    target = out if shares == 1 else x.new_empty((shares, 1, packed.n), dtype=torch.float32)
+    linear_real_vector[(weight.shape[0], shares)](
+        x.reshape(-1).contiguous(), weight.view(torch.int32), call["row_scales"],
+        call["group_scales"], call["group_offsets"], call["bias"], target,
+        packed.n, packed.lines, packed.groups, packed.width,
+        BITS=packed.bits, GROUP_LINES=packed.group_lines, EVEN=packed.width % packed.step == 0,
+        SHARES=shares, BL=lines, num_warps=warps,
+    )  # fmt: skip
+    if shares > 1:
+        finish(target, call["row_scales"], None, call["bias"], out)
+    return out
+
+
+def _launch(call: Call) -> Tensor:
+    return run(call, *configure(Packed.of(call), call.target))
+
+
+def _cost(call: Call) -> Cost:
+    return cost(call, call["x"], call["x"].dtype, "fp32")
+
+
+def _builds(target: Target) -> Sequence[Build] | str:
+    builds: list[Build] = []
+    for bits, kind, scales, offsets in (
+        (4, "bf16", True, False), (4, "fp16", True, True), (4, "bf16", False, False),
+        (8, "bf16", False, False), (4, "fp32", True, False),
+    ):  # fmt: skip
+        packed = Packed(bits, 14336, 4096, 14336 * bits // 32, 112 if scales else 1, scales)
+        lines, warps, _ = configure(packed, target)
+        constants: dict[str, object] = {
+            "BITS": bits, "GROUP_LINES": packed.group_lines, "EVEN": True, "SHARES": 1, "BL": lines,
+        }  # fmt: skip
+        constants |= {} if scales else {"group_scales": None}
+        constants |= {} if offsets else {"group_offsets": None}
+        signature = {
+            "x": f"*{kind}", "words": "*i32", "row_scales": "*fp32", "group_scales": "*fp16",
+            "group_offsets": "*fp16", "bias": f"*{kind}", "out": f"*{kind}",
+            "n": "i32", "lines": "i32", "groups": "i32", "width": "i32",
+        }  # fmt: skip
+        grouped = packed.n * packed.groups * 2 * (scales + offsets)
+        moved = packed.n * packed.k * bits / 8 + grouped + 6 * packed.n + 4 * packed.k
+        builds.append(
+            Build(
+                label=f"{bits} bit {kind}{' scales' * scales}{' offsets' * offsets}",
+                function=linear_real_vector,
+                signature={k: v for k, v in signature.items() if k not in constants},
+                constants=constants,
+                warps=warps * 32 // target.warp,
+                stages=1,
+                divisible=frozenset(("n", "lines", "groups", "width")),
+                cost=Cost(moved, 2.0 * packed.n * packed.k, "fp32"),
+                programs=packed.n // 16,
+            )
+        )
+    return builds
+
+
+KERNELS.add(
+    Kernel(
+        name="linear_real_vector",
+        operator="linear.real",
+        accepts=_accepts,
+        launch=_launch,
+        cost=_cost,
+        builds=_builds,
+        preference=20,
+    )
+)
