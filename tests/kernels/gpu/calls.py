@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qpass.runtime.gpu import Call
 from qpass.runtime.target import Target
+from tests.kernels.cases import KINDS, random_packed
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # (leading axes, blocks, m, p): short and long rows, orders that are no powers of two, one row
@@ -29,6 +30,25 @@ ROTATED = (
     ((0,), 1, 1, 16),
 )
 PLAIN = (((5,), 7), ((3,), 1), ((2, 3), 100), ((1,), 129), ((0,), 16), ((17,), 33), ((1,), 512))
+
+
+# (leading axes of x, out features, groups, columns of a group)
+LINEAR = (
+    ((1,), 17, 3, 8),
+    ((1, 1), 33, 1, 70),
+    ((1,), 5, 5, 7),
+    ((1,), 64, 1, 264),
+    ((1,), 48, 2, 136),
+    ((1,), 32, 9, 32),
+    ((1,), 16, 1, 3),
+    ((5,), 40, 2, 32),
+    ((3, 2), 16, 1, 100),
+    ((17,), 50, 4, 9),
+    ((2, 1, 2), 1, 1, 1),
+    ((33,), 20, 3, 16),
+    ((70,), 80, 1, 64),
+    ((0,), 16, 1, 16),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +68,9 @@ def cases() -> Iterator[Case]:
     """Calls that some kernel serves."""
     yield from rotations()
     yield from quantizations()
+    yield from linears()
+    yield from points()
+    yield from embeddings()
 
 
 def random(seed: str) -> torch.Generator:
@@ -98,6 +121,60 @@ def quantizations() -> Iterator[Case]:
     apart = rows((6, 40), torch.float32, g)
     yield Case("quantize-rows-apart", "quantize_rows", (apart[::2, :24], 8))
     yield Case("quantize-columns-apart", "quantize_rows", (apart[:, ::2], 8))
+
+
+def linears() -> Iterator[Case]:
+    for i, (lead, n, groups, width) in enumerate(LINEAR):
+        for j, kind in enumerate(KINDS):
+            k, dtype = groups * width, FLOATS[(i + j) % 3]
+            name = f"{lead}-{n}x{groups}x{width}-{kind}-{dtype}"
+            g = random(name)
+            held = random_packed(n, k, groups, kind, g)
+            bias = torch.randn(n, generator=g).to(dtype) if (i + j) % 2 else None
+            rest = (
+                held.weight, held.row_scales, held.group_scales, held.group_offsets, bias,
+                held.bits, k, n,
+            )  # fmt: skip
+            x = (torch.randn((*lead, k), generator=g) / k).to(dtype)
+            yield Case(f"real-{name}", "linear.real", (x, *rest))
+            codes = torch.randint(-127, 128, (*lead, k), generator=g, dtype=torch.int8)
+            scales = torch.rand((*lead, 1), generator=g) / (127 * k)
+            if scales.numel() > 2:
+                scales.view(-1)[1] = float("nan")
+            yield Case(f"codes-{name}", "linear.codes", (codes, scales, *rest, dtype))
+    x = torch.randn(7, 48, generator=random("apart")) / 32
+    g = random("strided")
+    held = random_packed(24, 24, 3, (4, True, True), g)
+    rest = (held.weight, held.row_scales, held.group_scales, held.group_offsets, None, 4, 24, 24)
+    yield Case("real-rows-apart", "linear.real", (x[:, :24], *rest))
+    yield Case("real-columns-apart", "linear.real", (x[:, ::2], *rest))
+
+
+def points() -> Iterator[Case]:
+    for i, (lead, n, groups, width) in enumerate(LINEAR):
+        k, dtype = groups * width, FLOATS[i % 3]
+        name = f"points-{lead}-{n}x{groups}x{width}-{dtype}"
+        g = random(name)
+        codes = torch.randint(0, 256, (n, k), generator=g, dtype=torch.uint8)
+        table, row_scales = torch.randn(256, generator=g), torch.rand(n, generator=g) + 0.5
+        scales = torch.rand(n, groups, generator=g) + 0.5 if i % 3 else None
+        offsets = torch.randn(n, groups, generator=g) if i % 3 == 2 else None
+        bias = torch.randn(n, generator=g).to(dtype) if i % 2 else None
+        x = (torch.randn((*lead, k), generator=g) / k).to(dtype)
+        if i % 4 == 3:
+            codes = codes.view(torch.int8)
+        yield Case(name, "linear.points", (x, codes, table, row_scales, scales, offsets, bias))
+
+
+def embeddings() -> Iterator[Case]:
+    for i, (lead, width) in enumerate((*PLAIN, ((3, 5), 40), ((33,), 300))):
+        dtype = FLOATS[i % 3]
+        g = random(f"embedding-{lead}-{width}")
+        table = torch.randint(-128, 128, (50, width), generator=g, dtype=torch.int8)
+        kind = torch.int32 if i % 2 else torch.int64
+        indices = torch.randint(0, 50, lead, generator=g).to(kind)
+        arguments = (indices, table, torch.rand(50, generator=g), dtype)
+        yield Case(f"embedding-{lead}-{width}-{dtype}", "embedding", arguments)
 
 
 def refusals() -> Iterator[Case]:
