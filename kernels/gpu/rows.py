@@ -270,6 +270,7 @@ def _builds(operator: str, bits: tuple[int, ...], target: Target) -> list[Build]
                     warps=_warps(tile, target),
                     stages=1,
                     divisible=frozenset({"rows", "stride", "n"}),
+                    fusion=False,
                     cost=_cost(_example(operator, n, m, power, b, target)),
                     programs=triton.cdiv(ROWS, tile["R"]),
                 )

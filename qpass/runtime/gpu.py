@@ -90,6 +90,8 @@ class Build:
     stages: int
     mma: str | None = None
     divisible: frozenset[str] = frozenset()
+    # whether a product and a sum may round once
+    fusion: bool = True
     # what one launch costs, and how many programs it has, for the prediction
     cost: Cost | None = None
     programs: int | None = None

@@ -63,9 +63,11 @@ def compile_build(build: Build, target: Target) -> Compiled:
         constexprs={place[name]: value for name, value in build.constants.items()},
         attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": False}
-    if target.backend == "hip":
-        del options["enable_fp_fusion"]
+    options = {
+        "num_warps": build.warps,
+        "num_stages": build.stages,
+        "enable_fp_fusion": build.fusion,
+    }
     found = triton.compile(
         source, target=GPUTarget(target.backend, target.arch, target.warp), options=options
     )
