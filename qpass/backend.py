@@ -32,7 +32,8 @@ from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
 from qpass.quantize.linears import QuantizeLinears
 from qpass.registry import unknown
-from qpass.runtime.device import this_device
+from qpass.runtime import gpu
+from qpass.runtime.device import graph_device, this_device
 from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
 from qpass.targets.backward import without_backward
@@ -121,7 +122,12 @@ def _compile(
     config: Mapping[str, object],
 ) -> Compiled:
     start, options = time.perf_counter(), Options.read(given or {})
-    _check_devices(examples)
+    device = graph_device(examples)
+    if options.free_weights and device.type != "cpu":
+        raise Unsupported(
+            f"free_weights gives back memory of the CPU, and the model is on {device}\n"
+            "  compile without it, or quantize the model itself with qpass.quantize"
+        )
     compiling = Compiling.now()
     if compiling.training(examples):
         _warn_of_training(examples)
@@ -174,26 +180,41 @@ def _quantized(
         log.debug("rewrites of this graph are not verified: %s", "freed" if freed else "too large")
     done = fold_and_rewrite(
         traced.program,
-        lambda folded: _plan(traced, folded, inputs, options),
+        lambda folded: _plan(traced, folded, inputs, options, _capability(examples)),
         ExactCheck(inputs) if affordable else None,
     )
     program, made = run_passes(done.program, [QuantizeLinears(done.plan.quantized)])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    attention = [LowerAttention()] if this_device().compiled else []
+    on_cpu = graph_device(examples).type == "cpu"
+    # on a GPU attention is already one kernel
+    attention = [LowerAttention()] if on_cpu and this_device().compiled else []
     program, lowered = run_passes(program, [*attention, ComputeOnce()])
     return done.plan, program, [*done.notes, *made, *lowered]
 
 
-def _plan(traced: Traced, folded: Program, inputs: Sequence[object], options: Options) -> Plan:
+def _capability(examples: Sequence[object]) -> Capability:
+    """What the device that a graph runs on is fast with."""
+    if graph_device(examples).type == "cpu":
+        device = this_device()
+        return Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
+    fast = gpu.why_not() is None
+    return Capability(int8_dot=fast, int4_weights=fast)
+
+
+def _plan(
+    traced: Traced,
+    folded: Program,
+    inputs: Sequence[object],
+    options: Options,
+    capability: Capability,
+) -> Plan:
     """What to do to this graph: as given, as for an earlier graph of its weights, or chosen."""
     held = held_by_cache(folded)
     if options.plan is not None:
         plan = options.plan if isinstance(options.plan, Plan) else Plan.load(options.plan)
         _refuse_data(plan)
         return _within(plan, folded)
-    device = this_device()
-    capability = Capability(int8_dot=device.integer_dot, int4_weights=device.compiled)
     recipe = _recipe(options.recipe, capability)
     expect_data(recipe, given=False)
     sources = folded.sources
@@ -260,15 +281,6 @@ def _recipe(given: RecipeLike, capability: Capability) -> Recipe:
     if isinstance(given, Mapping) and "recipe" not in given:
         given = {"recipe": "auto", **given}
     return Recipe.read(given, capability=capability)
-
-
-def _check_devices(examples: Sequence[object]) -> None:
-    devices = {str(e.device) for e in examples if isinstance(e, Tensor)}
-    if other := sorted(devices - {"cpu"}):
-        raise Unsupported(
-            f"the graph has tensors on {', '.join(other)}; qpass compiles for the CPU\n"
-            '  move the model with .to("cpu"), or compile it with another backend'
-        )
 
 
 def _refuse_omissions(notes: Sequence[Note]) -> None:

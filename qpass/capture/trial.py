@@ -21,7 +21,8 @@ aten = torch.ops.aten
 def trial_inputs(traced: Traced, examples: Sequence[object]) -> tuple[object, ...]:
     """Inputs of the program: fixed random tokens, everything else as in the arguments given.
 
-    Choices made from them do not depend on the text that happens to be there first.
+    They are on the CPU: choices made from them depend neither on the text that happens to be there
+    first nor on the device that the model is on.
     """
     rows = _looked_up(traced.program)
     inputs: list[object] = []
@@ -30,7 +31,8 @@ def trial_inputs(traced: Traced, examples: Sequence[object]) -> tuple[object, ..
         if isinstance(given, Tensor) and node.name in rows:
             given = _tokens(given, rows[node.name])
         # the graph may write to what it is given
-        inputs.append(given.clone() if isinstance(given, Tensor) else _number(given))
+        copied = given.to("cpu", copy=True) if isinstance(given, Tensor) else _number(given)
+        inputs.append(copied)
     return tuple(inputs)
 
 

@@ -109,7 +109,7 @@ class Program:
         weights: Mapping[str, Tensor] | None = None,
         gradients: bool = False,
     ) -> tuple[object, ...]:
-        """Evaluate the graph and return its outputs, flat.
+        """Evaluate the graph and return its outputs, flat. It runs where its inputs are.
 
         `widen` computes in float64 with every floating cast widened, which is what makes exactness
         measurable in models that cast to float32 inside. `watch` sees each value as it is made.
@@ -122,12 +122,14 @@ class Program:
         given = dict(zip(expected, inputs, strict=True))
         env: dict[fx.Node, object] = {}
         last = last_uses(self.graph)
+        device = next((i.device for i in inputs if isinstance(i, Tensor)), None)
 
         def load(node: fx.Node) -> object:
             if self.weight(node) is not None:
                 if weights is not None and node.name in weights:
                     return weights[node.name]
-                return self.value(node, widen=widen)
+                value = self.value(node, widen=widen)
+                return value if device is None else value.to(device)
             return env[node]
 
         with torch.set_grad_enabled(gradients):
@@ -138,7 +140,7 @@ class Program:
                     if node.name not in self.weights:
                         env[node] = widened(given[node]) if widen else given[node]
                     continue
-                env[node] = run_node(node, load, widen=widen, gradients=gradients)
+                env[node] = run_node(node, load, widen=widen, gradients=gradients, device=device)
                 if watch is not None:
                     watch(node, env[node])
                 for dead in last.get(node, ()):

@@ -20,31 +20,37 @@ def run_node(
     *,
     widen: bool = False,
     gradients: bool = False,
+    device: torch.device | None = None,
 ) -> object:
     """What a node computes from the values that `load` finds.
 
-    `widen` computes in float64, `gradients` by what gradients flow back through.
+    `widen` computes in float64, `gradients` by what gradients flow back through. Tensors that it
+    makes are on `device`, wherever those of the traced code were.
     """
     fetch = cast("Callable[[fx.Node], Any]", load)
     args: object = fx.map_arg(node.args, fetch)
     kwargs: object = fx.map_arg(node.kwargs, fetch)
     target = cast("Callable[..., object]", node.target)
     if widen:
-        args, kwargs = _widen_dtypes(args), _widen_dtypes(kwargs)
         target = WIDE.get(target, target)
     if gradients:
         target = DIFFERENTIABLE.get(target, target)
+    args, kwargs = _written(args, widen, device), _written(kwargs, widen, device)
     result = target(*cast("tuple[object, ...]", args), **cast("dict[str, object]", kwargs))
     return widened(result) if widen else result
 
 
-def _widen_dtypes(arg: object) -> object:
+def _written(arg: object, widen: bool, device: torch.device | None) -> object:
+    """What the code says about types and devices, as it is run."""
     if isinstance(arg, torch.dtype):
-        return torch.float64 if arg.is_floating_point else arg
+        return torch.float64 if widen and arg.is_floating_point else arg
+    if isinstance(arg, torch.device):
+        return arg if device is None else device
     if isinstance(arg, dict):
-        return {k: _widen_dtypes(v) for k, v in cast("dict[str, object]", arg).items()}
+        named = cast("dict[str, object]", arg)
+        return {k: _written(v, widen, device) for k, v in named.items()}
     if isinstance(arg, list | tuple):
-        return type(arg)(_widen_dtypes(a) for a in cast("Sequence[object]", arg))
+        return type(arg)(_written(a, widen, device) for a in cast("Sequence[object]", arg))
     return arg
 
 

@@ -87,8 +87,8 @@ class Weight:
         return replace(self, steps=(*self.steps, step))
 
     def evaluate(self, sources: Mapping[str, Tensor]) -> Tensor:
-        """The value: float64 if floating, as stored otherwise; may alias the source."""
-        value = None if self.source is None else sources[self.source].detach()
+        """The value, on the CPU: float64 if floating, as stored otherwise; may alias the source."""
+        value = None if self.source is None else _reached(sources[self.source].detach())
         if value is not None and value.is_floating_point():
             value = value.double()
         for step in self.steps:
@@ -226,6 +226,11 @@ class ChangeBasis(Step):
 
     def _turn(self, x_rhn: Tensor) -> Tensor:
         return self.basis.turn(x_rhn, inverse=self.inverse, power=self.power)
+
+
+def _reached(tensor: Tensor) -> Tensor:
+    """The tensor where the numbers of steps are, or as it is where it holds none."""
+    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def _given(weight: Tensor | None) -> Tensor:

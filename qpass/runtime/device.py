@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
-from qpass.runtime import native
+from qpass.errors import Unsupported
+from qpass.runtime import gpu, native
 
 
 @final
@@ -46,3 +49,29 @@ def this_device() -> Device:
         vector=torch.backends.cpu.get_cpu_capability(),
         kernels=tuple(isa.name.lower() for isa in usable),
     )
+
+
+def graph_device(arguments: Iterable[object]) -> torch.device:
+    """The one device that a graph runs on: that of its tensors, numbers on the CPU aside.
+
+    Raises `Unsupported` for several devices and for ones that there are no operators for.
+    """
+    found = {a.device for a in arguments if isinstance(a, Tensor)}
+    others = sorted((d for d in found if d.type != "cpu"), key=str)
+    on_cpu = [a for a in arguments if isinstance(a, Tensor) and a.device.type == "cpu" and a.dim()]
+    if not others:
+        return torch.device("cpu")
+    names = ", ".join(map(str, others))
+    if len(others) > 1 or on_cpu:
+        also = " and cpu" if on_cpu else ""
+        raise Unsupported(
+            f"the graph has tensors on {names}{also}; qpass compiles for one device\n"
+            "  move the model and its inputs to the same"
+        )
+    if others[0].type != "cuda":
+        raise Unsupported(
+            f"the graph has tensors on {names}; qpass compiles for the CPU and for CUDA\n"
+            '  move the model with .to("cpu"), or compile it with another backend'
+        )
+    gpu.register()
+    return others[0]

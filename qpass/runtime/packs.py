@@ -44,8 +44,9 @@ class AsFloat(Form):
 def prepared(weight: Weight, form: Form, sources: Mapping[str, Tensor]) -> Parts:
     """`form` of `weight`, made at most once while the tensors it comes from live unchanged.
 
-    A tensor is known by its identity, not its name: graphs that call it differently share. Raises
-    `StateError` where it would have to be made from a weight that was freed.
+    A tensor is known by its identity, not its name: graphs that call it differently share. Parts
+    lie where the tensors do. Raises `StateError` where one would have to be made from a weight that
+    was freed.
     """
     read: list[Tensor] = []
     key = (form, _identity(weight, sources, read))
@@ -61,7 +62,9 @@ def prepared(weight: Weight, form: Form, sources: Mapping[str, Tensor]) -> Parts
                         f"the float weight {name} was freed after it was packed, and is needed "
                         f"again as {form}\n  compile without free_weights"
                     )
-            kept[key] = _Kept(states, form.make(weight.evaluate(sources)))
+            parts = form.make(weight.evaluate(sources))
+            there = tuple(None if part is None else part.to(read[0].device) for part in parts)
+            kept[key] = _Kept(states, there)
         return kept[key].parts
 
 

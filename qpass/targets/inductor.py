@@ -12,13 +12,14 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 from qpass.capture.dynamo import Traced
 from qpass.errors import StateError
 from qpass.ir import Program, Weight, edit, read
 from qpass.ir.program import copy
 from qpass.quantize.linears import Prepared
+from qpass.runtime.device import graph_device
 from qpass.runtime.packs import AsFloat, Form, depends_on, prepared
 from qpass.runtime.values import Stamps, is_freed, stamps
 
@@ -40,13 +41,52 @@ def lower(
     """
     graph, layout = _lay_out(traced, examples)
     first = layout.bind(examples)
+    arguments = [*(examples[i] for i in layout.kept), *first.prepared]
+    inner: dict[str, Any] = {}
+    if layout.device.type != "cpu":
+        inner["inner_compile"] = _knowing_statics(_statics(traced, layout, arguments))
     with torch.no_grad(), _fixed_shapes(first.prepared):
         compiled = compile_fx(
             fx.GraphModule(nn.Module(), graph),
-            cast("Any", [*(examples[i] for i in layout.kept), *first.prepared]),
+            cast("Any", arguments),
             config_patches=cast("dict[str, Any]", {**_TRUSTED, **(config or {})}),
+            **inner,
         )
     return Lowered(cast("Compiled", compiled), layout)
+
+
+def _statics(traced: Traced, layout: _Layout, arguments: Sequence[object]) -> list[int]:
+    """Which arguments of the compiled graph stay where they are from call to call.
+
+    Those are the weights, and what the caller has promised it of, such as a cache of fixed size.
+    """
+    given = frozenset(traced.positions)
+    weights = [i for i, position in enumerate(layout.kept) if position not in given]
+    promised = [
+        i
+        for i in range(len(layout.kept))
+        if isinstance(arguments[i], Tensor) and _PROMISED in vars(arguments[i])
+    ]
+    return sorted({*weights, *promised, *range(len(layout.kept), len(arguments))})
+
+
+# what torch._dynamo.mark_static_address leaves on a tensor
+_PROMISED = "_dynamo_static_input_type"
+
+
+def _knowing_statics(statics: Sequence[int]) -> Callable[..., Any]:
+    """Inductor's compiler, which then copies no weight into the memory of a CUDA graph.
+
+    It takes what dynamo says of arguments, and dynamo knows nothing of prepared weights.
+    """
+
+    def compile_inner(*args: object, **kwargs: object) -> object:
+        if not kwargs.get("is_backward", False):
+            known = cast("Sequence[int]", kwargs.get("static_input_idxs", ()))
+            kwargs["static_input_idxs"] = sorted({*known, *statics})
+        return compile_fx_inner(*cast("Any", args), **cast("Any", kwargs))
+
+    return compile_inner
 
 
 @contextmanager
@@ -86,13 +126,15 @@ class _Layout:
     """Where the arguments of the compiled graph come from.
 
     It takes dynamo's arguments at `kept`, then what is `wanted` of the weights. Those come from
-    dynamo's arguments at `places`, by name, and from `fixed`, the constants of the code.
+    dynamo's arguments at `places`, by name, and from `fixed`, the constants of the code, and are
+    on `device`.
     """
 
     kept: tuple[int, ...]
     wanted: tuple[_Wanted, ...]
     places: Mapping[str, int]
     fixed: Mapping[str, Tensor]
+    device: torch.device
 
     def bind(self, arguments: Sequence[object]) -> _Bound:
         """Prepare the weights of the parameters among `arguments`."""
@@ -101,7 +143,8 @@ class _Layout:
         # stamped before they are read: what another thread changes meanwhile is made again
         before = stamps(tuple(given.values()))
         parts = (prepared(w.weight, w.form, sources)[w.part] for w in self.wanted)
-        return _Bound(before, tuple(cast("Tensor", part) for part in parts))
+        # what is made of nothing, such as signs, goes where the graph runs
+        return _Bound(before, tuple(cast("Tensor", part).to(self.device) for part in parts))
 
 
 def _lay_out(traced: Traced, examples: Sequence[object]) -> tuple[fx.Graph, _Layout]:
@@ -136,7 +179,8 @@ def _lay_out(traced: Traced, examples: Sequence[object]) -> tuple[fx.Graph, _Lay
     names = sorted({name for want in wanted for name in depends_on(want.weight)})
     moving = {name: place for name in names if (place := places[name]) is not None}
     fixed = {name: program.sources[name] for name in names if name not in moving}
-    return graph, _Layout(tuple(kept), tuple(wanted), moving, fixed)
+    layout = _Layout(tuple(kept), tuple(wanted), moving, fixed, graph_device(examples))
+    return graph, layout
 
 
 def _origin(program: Program, node: fx.Node, places: Mapping[str, int | None]) -> int | _Wanted:
