@@ -16,6 +16,7 @@ from qpass._kernels.gpu.weights import (
     Packed,
     cost,
     flat,
+    has_ptx,
     matrix_build,
     refuse_weight,
     rows_of,
@@ -30,7 +31,7 @@ def linear_real_matrix(
     x, words, row_scales, group_scales, group_offsets, bias, out,
     m, n, lines, groups, group_lines, width, chunks, stride,
     BITS: tl.constexpr, EVEN: tl.constexpr, SHARES: tl.constexpr, SWAP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of BM rows of x by BN outputs, and a share of the columns.
 
@@ -74,7 +75,7 @@ def linear_real_matrix(
                 x[:, None] + (group * width + k)[None, :],
                 mask=real_i[:, None] & (k < width)[None, :], other=0.0,
             )  # fmt: skip
-        q = floats(w, BITS, ZERO, x.dtype.element_ty)
+        q = floats(w, BITS, ZERO, x.dtype.element_ty, PTX)
         if group_scales is None:
             if SWAP:
                 total = tl.dot(q, tl.trans(a), total, input_precision="ieee")
@@ -154,6 +155,7 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
         triton.cdiv(packed.group_lines, tile.lines), x.stride(0),
         BITS=packed.bits, EVEN=packed.width % (tile.lines * packed.step) == 0, SHARES=shares,
         SWAP=tile.swap, BM=tile.rows, BN=tile.outputs, BL=tile.lines,
+        PTX=has_ptx(call.target, x.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if shares > 1:

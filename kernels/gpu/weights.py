@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+import triton
 from torch import Tensor
 
 from qpass._kernels.gpu.tiles import Tile
@@ -74,6 +75,15 @@ def flat(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def has_ptx(target: Target, dtype: torch.dtype) -> bool:
+    """Whether weights become floats of this type through PTX; the interpreter knows none."""
+    return (
+        target.backend == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and not triton.knobs.runtime.interpret
+    )
+
+
 def refuse_weight(call: Call, x: Tensor) -> str | None:
     """Why no kernel reads this weight, or None; what is wrong the definition will say."""
     held = {name: call[name] for name in HELD if call[name] is not None}
@@ -134,6 +144,8 @@ def matrix_build(
         "BITS": packed.bits, "EVEN": True, "SHARES": 1, "SWAP": tile.swap,
         "BM": tile.rows, "BN": tile.outputs, "BL": tile.lines,
     }  # fmt: skip
+    if dtype is not torch.int8:
+        constants["PTX"] = has_ptx(target, dtype)
     constants |= {} if scaled else {"group_scales": None, "groups": 1}
     constants |= {} if offsets else {"group_offsets": None}
     kind = {torch.int8: "int8", torch.float32: "fp32"}.get(dtype, "bf16")

@@ -6,6 +6,8 @@ A line of `qpass/ops/packing.py` is 16 words of int32, one for each row of a blo
 import triton
 import triton.language as tl
 
+from qpass._kernels.gpu.ptx import decode4, decode8, kinds
+
 # 0x80808080, 0x08080808 and 0x0F0F0F0F as int32
 _TOPS = tl.constexpr(-0x7F7F7F80)
 _EIGHTS = tl.constexpr(0x08080808)
@@ -29,19 +31,35 @@ def column(words, BITS: tl.constexpr, J: tl.constexpr, ZERO: tl.constexpr):
 
 
 @triton.jit
-def floats(words, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr):
-    """The values `[R, L * columns]` of words `[R, L]`, less ZERO, in `dtype`."""
+def floats(words, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr, PTX: tl.constexpr):
+    """The values `[R, L * columns]` of words `[R, L]`, less ZERO, in `dtype`.
+
+    PTX computes two values at a time; it is for 16-bit floats on NVIDIA hardware.
+    """
     R: tl.constexpr = words.shape[0]
     L: tl.constexpr = words.shape[1]
-    c0, c1 = column(words, BITS, 0, ZERO).to(dtype), column(words, BITS, 1, ZERO).to(dtype)
-    c2, c3 = column(words, BITS, 2, ZERO).to(dtype), column(words, BITS, 3, ZERO).to(dtype)
-    even = tl.join(c0, c2)
-    odd = tl.join(c1, c3)
+    if BITS == 4 and PTX:
+        asm: tl.constexpr = decode4(dtype, ZERO)
+        c0, c1, c2, c3, c4, c5, c6, c7 = tl.inline_asm_elementwise(
+            asm, "=h,=h,=h,=h,=h,=h,=h,=h,r", [words], kinds(dtype, 8), is_pure=True, pack=1
+        )
+    elif PTX:
+        asm: tl.constexpr = decode8(dtype)
+        c0, c1, c2, c3 = tl.inline_asm_elementwise(
+            asm, "=h,=h,=h,=h,r", [words], kinds(dtype, 4), is_pure=True, pack=1
+        )
+    else:
+        c0, c1 = column(words, BITS, 0, ZERO).to(dtype), column(words, BITS, 1, ZERO).to(dtype)
+        c2, c3 = column(words, BITS, 2, ZERO).to(dtype), column(words, BITS, 3, ZERO).to(dtype)
+        if BITS == 4:
+            c4, c5 = column(words, 4, 4, ZERO).to(dtype), column(words, 4, 5, ZERO).to(dtype)
+            c6, c7 = column(words, 4, 6, ZERO).to(dtype), column(words, 4, 7, ZERO).to(dtype)
     if BITS == 4:
-        c4, c5 = column(words, 4, 4, ZERO).to(dtype), column(words, 4, 5, ZERO).to(dtype)
-        c6, c7 = column(words, 4, 6, ZERO).to(dtype), column(words, 4, 7, ZERO).to(dtype)
         even = tl.join(tl.join(c0, c4), tl.join(c2, c6))
         odd = tl.join(tl.join(c1, c5), tl.join(c3, c7))
+    else:
+        even = tl.join(c0, c2)
+        odd = tl.join(c1, c3)
     return tl.reshape(tl.join(even, odd), (R, L * (32 // BITS)))
 
 
