@@ -8,13 +8,13 @@ squares for other outputs; an error of no preferred direction costs `|g|^2 |e|^2
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from qpass.calibrate.backward import gradients_at
 from qpass.calibrate.outputs import Outputs
-from qpass.ir import Program, edit, fresh
+from qpass.ir import Program
 
 Inputs = Sequence[object]
 
@@ -59,56 +59,16 @@ def gradients(
     seed: int,
     kept: Sequence[Tensor | None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The gradients `[m, n]` at the outputs of each product, batch after batch.
+    """The gradients `[m, n]` at the outputs of each product, those of one in the order of batches.
 
     `kept` says of each batch which tokens of the outputs count, None for all. The program runs in
-    float, with its weights and all values of one batch in memory.
+    float, with its weights and its values in memory as `gradients_at` has them.
     """
     outputs = Outputs(program)
-    probed, probes = _probed(program, products)
-    weights = {use: program.value(program.node(use)) for use in program.weights}
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    for inputs, counted in zip(batches, kept or [None] * len(batches), strict=True):
-        values = dict[str, Tensor]()
-        watch = _Watch(probes, values)
-        made = probed.run(*fresh(inputs), weights=weights, watch=watch, gradients=True)
-        form = outputs.random_form(made, generator, counted)
-        if form is None or not form.requires_grad:
-            return
-        grads = torch.autograd.grad(
-            form, list(values.values()), allow_unused=True, materialize_grads=True
-        )
-        for name, grad in zip(values, grads, strict=True):
-            yield name, grad.reshape(-1, grad.shape[-1])
 
+    def form(at: int, made: Sequence[object]) -> Tensor | None:
+        return outputs.random_form(made, generator, None if kept is None else kept[at])
 
-@final
-class _Watch:
-    """Keeps what probes pass on, by the product that they stand behind."""
-
-    def __init__(self, probes: Mapping[str, str], values: dict[str, Tensor]) -> None:
-        self._probes, self._values = probes, values
-
-    def __call__(self, node: fx.Node, value: object) -> None:
-        product = self._probes.get(node.name)
-        if product is not None and isinstance(value, Tensor) and value.requires_grad:
-            self._values[product] = value
-
-
-def _probed(program: Program, products: Collection[str]) -> tuple[Program, dict[str, str]]:
-    """The program with a node behind each product from which gradients flow on."""
-    probed = program.clone()
-    probes: dict[str, str] = {}
-    for name in products:
-        product = probed.node(name)
-        users = list(product.users)
-        probe = edit.call(probed, edit.after(probed, product), _leaf, product, like=product)
-        for user in users:
-            edit.redirect(user, product, probe)
-        probes[probe.name] = name
-    return probed, probes
-
-
-def _leaf(x: Tensor) -> Tensor:
-    """A value that gradients flow to, whatever it was made from."""
-    return x if x.requires_grad else x.detach().requires_grad_()
+    for name, grad in gradients_at(program, products, batches, form):
+        yield name, grad.reshape(-1, grad.shape[-1])

@@ -11,6 +11,9 @@ from torch import Tensor, fx
 from qpass.analyze import find_heads, find_matmuls
 from qpass.ir import Program, read
 
+# rows drawn from at once
+DRAWN = 256
+
 
 @final
 class Outputs:
@@ -54,10 +57,17 @@ class Outputs:
             # a mask of tokens says nothing about outputs that lie otherwise
             masked = kept is not None and value.shape[:-1] == kept.shape
             rows_nv = _rows(value[kept.to(torch.bool)] if masked and kept is not None else value)
+            if not len(rows_nv):
+                continue
             if logits:
-                log_p = rows_nv.log_softmax(-1)
-                drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-                parts.append(log_p.gather(-1, drawn).sum())
+                with torch.no_grad():
+                    # a vocabulary is wide: some rows at a time
+                    drawn = [
+                        torch.multinomial(some.softmax(-1), 1, generator=generator)
+                        for some in rows_nv.split(DRAWN)
+                    ]
+                chosen = torch.cat(drawn).squeeze(-1)
+                parts.append(-torch.nn.functional.cross_entropy(rows_nv, chosen, reduction="sum"))
             else:
                 noise = torch.randn(rows_nv.shape, generator=generator).to(rows_nv)
                 size = rows_nv.detach().square().mean().clamp_min(1e-20).sqrt()
