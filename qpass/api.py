@@ -32,6 +32,7 @@ from qpass.report.inspection import Inspection, inspection
 from qpass.report.rotation import rotation_text
 from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
+from qpass.targets.holding import find_holdable
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
 from qpass.targets.replaceable import refusals
@@ -164,7 +165,8 @@ def quantize(
         advance("trace", 0, 1)
         captured = capture(model, sample)
         flat = [captured.flatten(batch) for batch in batches or [sample]]
-        bounds = _bounds(model, captured.program, sample)
+        # what stays float gains nothing from a transform that runs with it
+        bounds = _bounds(model, captured.program, sample, held=False)
         advance("trace", 1, 1)
 
         def measure(folded: Program) -> SiteErrors:
@@ -239,17 +241,19 @@ class _Bounds:
         return replace(recipe, keep_tied=recipe.keep_tied or self.ties)
 
 
-def _bounds(model: nn.Module, program: Program, sample: Inputs) -> _Bounds:
+def _bounds(model: nn.Module, program: Program, sample: Inputs, *, held: bool = True) -> _Bounds:
+    """What the modules of a model can hold; `held`: also in front of weights that stay float."""
     refused, tied = refusals(model, program), tied_uses(program)
-    program.seams = find_seams(model, program, refused)
+    # what holds no values cannot be tried
+    run = functools.partial(_outputs, model, sample) if holds_values(model) else None
     with evaluating(model):
-        # what holds no values cannot be tried
-        tried = bool(tied) and holds_values(model)
-        ties = tried and reads_flag(model, lambda: _outputs(model, sample))
-    if not ties:
-        return _Bounds(refused, ties=False)
-    why = "the model computes something else once its weights are not tied"
-    return _Bounds(dict.fromkeys(tied, why) | refused, ties=True)
+        ties = bool(tied) and run is not None and reads_flag(model, run)
+        kept = find_holdable(model, program, refused, run) if held else frozenset[str]()
+    if ties:
+        why = "the model computes something else once its weights are not tied"
+        refused = dict.fromkeys(tied, why) | refused
+    program.seams = find_seams(model, program, refused, kept)
+    return _Bounds(refused, ties)
 
 
 class _Decide(Protocol):

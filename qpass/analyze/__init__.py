@@ -5,6 +5,7 @@ from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.gains import Gain, find_gain
 from qpass.analyze.largest import largest_regions
 from qpass.analyze.matmuls import Matmul, find_matmuls
+from qpass.analyze.meetings import Meeting, find_inputs, find_meetings
 from qpass.analyze.regions import Bound, Region, Site, by_name, find_regions
 from qpass.analyze.rotatable import rotatable_regions
 from qpass.analyze.rules.views import MOVES
@@ -15,6 +16,7 @@ __all__ = [
     "Bound",
     "Gain",
     "Matmul",
+    "Meeting",
     "Pin",
     "Region",
     "Role",
@@ -23,7 +25,9 @@ __all__ = [
     "by_name",
     "find_gain",
     "find_heads",
+    "find_inputs",
     "find_matmuls",
+    "find_meetings",
     "find_regions",
     "find_tables",
     "largest_regions",

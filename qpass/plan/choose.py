@@ -10,10 +10,12 @@ import torch
 
 from qpass.analyze import (
     Matmul,
+    Meeting,
     Region,
     Role,
     by_name,
     find_heads,
+    find_inputs,
     find_matmuls,
     find_tables,
     rotatable_regions,
@@ -91,12 +93,14 @@ class _Sites:
     heads: frozenset[str]
     regions: tuple[Region, ...]
     refusals: Mapping[str, str]
+    inputs: Mapping[str, tuple[Meeting, ...]]
 
     @staticmethod
     def of(program: Program, held: Collection[str], refusals: Mapping[str, str]) -> _Sites:
         regions = rotatable_regions(program, held=held)
         matmuls = find_matmuls(program)
-        return _Sites(program, matmuls, find_heads(program, matmuls), regions, refusals)
+        heads, inputs = find_heads(program, matmuls), find_inputs(program)
+        return _Sites(program, matmuls, heads, regions, refusals, inputs)
 
     def name(self, matmul: Matmul) -> str:
         return self.program.site(matmul.use)
@@ -117,7 +121,11 @@ class _Sites:
     def covered(self, rotated: Iterable[Rotated]) -> set[str]:
         """The uses of weights whose input a rotation reaches."""
         names = {choice.region for choice in rotated}
-        return {use for r in self.regions if r.name in names for use in self.reading(r)}
+        found = {use for r in self.regions if r.name in names for use in self.reading(r)}
+        # what is looked up in a weight is no axis that this is known to read
+        axes = {(s.use, s.axis) for r in self.regions if r.name in names for s in r.sites}
+        read_by = {use: (use, meetings[0].reads) for use, meetings in self.inputs.items()}
+        return found | {use for use, axis in read_by.items() if axis in axes}
 
     def paired(self, paired: Iterable[Paired]) -> set[str]:
         """The same for regions that turn in part."""
@@ -146,6 +154,20 @@ class _Sites:
         signs = self.program.weight(read.value(node, "signs"))
         # the inverse of a transform has its signs behind it
         return signs is not None and bool((signs.evaluate(self.program.sources) == 1).all())
+
+    def holds(self, use: str) -> bool:
+        """Whether a transform can stand in front of all products of a weight."""
+        seams, found = self.program.seams, self.inputs.get(use, ())
+        return seams is not None and all((m.value, m.node, False) in seams for m in found)
+
+    def others(self) -> dict[str, int]:
+        """The uses of weights of other products that a transform can stand in front of; widths."""
+        plain = {matmul.use for matmul in self.matmuls}
+        return {
+            use: int(read.shape(self.program.node(use))[found[0].reads])
+            for use, found in self.inputs.items()
+            if use not in plain and self.holds(use)
+        }
 
     def transforms(self, matmul: Matmul) -> bool:
         """Whether a layer transforms its input itself."""
@@ -282,13 +304,16 @@ def _online(
     sites: _Sites, recipe: Recipe, covered: Collection[str], turned: Collection[str]
 ) -> tuple[tuple[Online, ...], tuple[Declined, ...]]:
     online: list[Online] = []
-    declined = _unreached(sites, covered)
-    for matmul in sites.matmuls:
-        if matmul.use in covered or sites.transforms(matmul):
+    others = sites.others()
+    declined = _unreached(sites, covered | others.keys())
+    widths = {m.use: sites.shape(m)[1] for m in sites.matmuls if not sites.transforms(m)}
+    for use, width in (widths | others).items():
+        if use in covered:
             continue
-        name, width = sites.name(matmul), sites.shape(matmul)[1]
-        why = sites.refusals.get(matmul.use) or ROTATIONS[recipe.online].supports(width)
-        why = "an earlier run rotated it" if matmul.use in turned else why
+        name = sites.program.site(use)
+        why = None if sites.holds(use) else sites.refusals.get(use)
+        why = why or ROTATIONS[recipe.online].supports(width)
+        why = "an earlier run rotated it" if use in turned else why
         transform = Transform(recipe.online, width, recipe.seed)
         if why is None and transform.fast() is None:
             why = f"{recipe.online} has no fast form"

@@ -7,11 +7,15 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
+from torch import fx
 
+from qpass.analyze import MOVES
 from qpass.analyze.readers import find_readers
 from qpass.ir import ChangeBasis, Program, Weight, read
 from qpass.report.table import Table
 from qpass.transform.turn import turn_of
+
+aten = torch.ops.aten
 
 
 class Coverage(NamedTuple):
@@ -68,8 +72,19 @@ def _turned(weight: Weight, axis: int, length: int) -> float:
 
 def reads_turned(program: Program, use: str) -> bool:
     """Whether a product with a use of a weight reads what a transform has just made."""
-    inputs = [value for user in program.node(use).users for value in user.all_input_nodes]
+    inputs = [value for user in _readers(program, use) for value in user.all_input_nodes]
     turns = [turn for value in inputs if (turn := turn_of(value)) is not None]
     return any(read.calls(value, torch.ops.qpass.hadamard.default) for value in inputs) or any(
         not turn.inverse for turn in turns
     )
+
+
+def _readers(program: Program, use: str) -> list[fx.Node]:
+    """What reads a weight, or rows of it."""
+    found: list[fx.Node] = []
+    pending = [program.node(use)]
+    while pending:
+        for user in pending.pop().users:
+            moves = read.calls(user, *MOVES, aten.index.Tensor, aten.index_select.default)
+            (pending if moves else found).append(user)
+    return found

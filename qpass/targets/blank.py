@@ -16,6 +16,7 @@ from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.quantize.containers import hold
 from qpass.rotations import Transform
+from qpass.targets.holding import Holding, holdings, let_hold
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear, integers
 from qpass.targets.tensors import Shapes, from_tensors, shapes
 from qpass.targets.turned import Turned
@@ -41,7 +42,8 @@ class Form:
     `bits` is None for a float layer; `groups` counts the scales of a row beside its own (0: none).
     `bias` names the type of the bias, `after` is a transform that runs behind the layer. `spec` is
     that of the weight where the fields before do not say it; `activation` that of rows which do not
-    become integers.
+    become integers. A module that holds a transform has it in front of its weight `name`, whose
+    `axis` it turned.
     """
 
     path: str
@@ -60,9 +62,11 @@ class Form:
     padding_idx: int | None = None
     spec: QuantSpec | None = None
     activation: QuantSpec | None = None
+    name: str | None = None
+    axis: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "rotated", "embedding", "turned"):
+        if self.kind not in ("linear", "rotated", "embedding", "turned", "held"):
             raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
         for name in filter(None, (self.dtype, self.bias)):
             float_type(name)
@@ -70,7 +74,7 @@ class Form:
     def tensors(self) -> Shapes:
         """The shape and type of each tensor that the checkpoint has for the layer."""
         n, k = self.rows, self.columns
-        if self.kind == "turned":
+        if self.kind in ("turned", "held"):
             # it holds another module, and what it computes follows from its transforms
             return {}
         if self.kind == "embedding":
@@ -92,7 +96,7 @@ class Form:
         found = dataclasses.asdict(self)
         for name, spec in (("spec", self.spec), ("activation", self.activation)):
             found[name] = None if spec is None else spec.table()
-        for name in ("after", "spec", "activation"):
+        for name in ("after", "spec", "activation", "name", "axis"):
             if found[name] is None:
                 # checkpoints without such layers are written as they were before there were any
                 del found[name]
@@ -215,22 +219,30 @@ class BlankTurned(nn.Module):
 
 def describe(model: nn.Module) -> tuple[Form, ...]:
     """The form of every layer that qpass put into `model`, by path."""
-    found = (_form(path, module) for path, module in model.named_modules())
-    return tuple(sorted((form for form in found if form is not None), key=lambda form: form.path))
+    found = [_form(path, module) for path, module in model.named_modules()]
+    found += [_held(model, holding) for holding in holdings(model)]
+    forms = (form for form in found if form is not None)
+    return tuple(sorted(forms, key=lambda form: (form.path, form.name or "")))
 
 
 def place(model: nn.Module, forms: Iterable[Form]) -> None:
     """Put a blank wherever the checkpoint has a layer of its own."""
     for form in forms:
         inner = _at(model, form.path)
+        if form.kind == "held":
+            # its tensors are the module's own
+            continue
         _put(model, form.path, BlankTurned(form, inner) if form.kind == "turned" else Blank(form))
 
 
-def finish(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Turn every blank, now filled, into its layer."""
+def finish(model: nn.Module, forms: Iterable[Form], dtype: torch.dtype | None = None) -> None:
+    """Turn every blank, now filled, into its layer, and let modules hold transforms again."""
     blanks = [(p, m) for p, m in model.named_modules() if isinstance(m, Blank | BlankTurned)]
     for path, blank in blanks:
         _put(model, path, blank.layer(dtype))
+    for form in forms:
+        if form.kind == "held":
+            let_hold(model, _holding(model, form))
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -289,6 +301,36 @@ def _form(path: str, module: nn.Module) -> Form | None:
         dtype = _name(module.dtype)
         return Form(path, "turned", rows, columns, dtype, transform=before, after=after)
     return None
+
+
+def _holding(model: nn.Module, form: Form) -> Holding:
+    name, axis, transform = form.name, form.axis, form.transform
+    weight = None if name is None else _at(model, form.path)._parameters.get(name)
+    if name is None or axis is None or transform is None or weight is None:
+        raise BadInput(
+            f"the checkpoint changed {form.path}.{name}, the model has none; is it another model?"
+        )
+    if not 0 <= axis < weight.dim() or weight.shape[axis] != transform.width:
+        raise BadInput(
+            f"{form.path}.{name}: has shape {tuple(weight.shape)}, which {transform} does not fit"
+        )
+    return Holding(form.path, name, axis, transform)
+
+
+def _held(model: nn.Module, holding: Holding) -> Form:
+    weight = model.get_submodule(holding.path)._parameters[holding.name]
+    assert weight is not None
+    width = holding.transform.width
+    return Form(
+        holding.path,
+        "held",
+        weight.numel() // width,
+        width,
+        _name(weight.dtype),
+        transform=holding.transform,
+        name=holding.name,
+        axis=holding.axis,
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -79,18 +79,22 @@ def prepare(model: nn.Module, table: Mapping[str, object]) -> None:
     if table["untied"]:
         # some configs ask for ties again whatever was written
         untie(model)
-    place(model, [Form.read(form) for form in cast("Sequence[Table]", table["layers"])])
+    place(model, _forms(table))
     for module, name, empty in _added(model, table, "folded"):
         module.register_buffer(name, empty)
     for module, name, empty in _added(model, table, "biases"):
         module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
 
+def _forms(table: Mapping[str, object]) -> list[Form]:
+    return [Form.read(form) for form in cast("Sequence[Table]", table["layers"])]
+
+
 def complete(
     model: nn.Module, table: Mapping[str, object], dtype: torch.dtype | None = None
 ) -> None:
     """Turn a prepared model whose tensors are there into what was saved."""
-    finish(model, dtype)
+    finish(model, _forms(table), dtype)
     plans = tuple(Plan.read(json.dumps(plan)) for plan in cast("Sequence[Table]", table["plans"]))
     quantized = bool(table["quantized"])
     if quantized:

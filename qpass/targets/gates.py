@@ -16,6 +16,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from qpass.errors import StateError, Unsupported
 from qpass.targets.changes import SAME, Change, Door, merged
 from qpass.targets.conventions import asks_for_more, entrances, switches
+from qpass.targets.fixed import Fixed
 from qpass.targets.trees import floats, mapped
 
 # an attribute of layers that have parts, and yet treat each row by itself
@@ -291,4 +292,6 @@ def _kind(tensor: Tensor) -> tuple[int, int]:
 
 
 def _is_simple(module: nn.Module) -> bool:
-    return next(module.children(), None) is None or getattr(module, ROW_BY_ROW, False)
+    # a transform treats rows alike, too
+    parts = (child for child in module.children() if not isinstance(child, Fixed))
+    return next(parts, None) is None or getattr(module, ROW_BY_ROW, False)

@@ -17,6 +17,7 @@ from qpass.ir import Note, Owner, Program, Weight, read
 from qpass.plan import Plan
 from qpass.targets.doors import find_doors, folded_name, is_folded
 from qpass.targets.guard import install, whole
+from qpass.targets.holding import find_holdings, let_hold
 from qpass.targets.record import check_float, record_of, set_record
 from qpass.targets.replacing import Advance, Encode, build_layers, held, nearest, unseen
 from qpass.targets.seams import build_around
@@ -57,6 +58,7 @@ def write_back(
     notes: list[Note] = []
     layers = build_layers(model, before, after, plan, encode, notes, advance)
     around = build_around(model, before, after)
+    holdings = find_holdings(model, after, layers)
     kept = _kept(after, layers)
     tensors = _build_tensors(model, before, after, kept, notes)
     folded = _build_folded(model, before, after, len(done.plans))
@@ -84,6 +86,8 @@ def write_back(
             _swap(model, path, layer)
         for slot in (*tensors, *folded):
             slot.fill(model)
+        for holding in holdings:
+            let_hold(model, holding)
         # last, as from then on what a module holds lies one step further
         for path, layer in around.items():
             _swap(model, path, layer)
@@ -94,6 +98,9 @@ def write_back(
             # codes have no gradient; what is still float would train against a frozen remainder
             model.requires_grad_(False)
         set_record(model, record)
+    notes += [
+        Note(True, holding.site, f"{holding.transform.rotation} online") for holding in holdings
+    ]
     return notes
 
 
@@ -264,6 +271,7 @@ def _all_or_nothing(model: nn.Module) -> Generator[None]:
             _restore(module._modules),
         )
     ]
+    kinds = [(module, type(module)) for module in model.modules()]
     persistence = [(m, set(m._non_persistent_buffers_set)) for m in model.modules()]
     gradients = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -271,6 +279,8 @@ def _all_or_nothing(model: nn.Module) -> Generator[None]:
     except BaseException:
         for restore in restores:
             restore()
+        for module, kind in kinds:
+            module.__class__ = kind
         for module, names in persistence:
             module._non_persistent_buffers_set = names
         for parameter, flag in gradients:

@@ -51,26 +51,31 @@ def build_layers(
     """A layer for each module whose input is transformed or whose weight is quantized, by path."""
     entries = {entry.site: entry for entry in plan.quantized}
     nodes = {node.name: node for node in after.graph.nodes}
-    wants: dict[str, tuple[str, _Wanted]] = {}
+    wants: dict[str, dict[_Wanted, str]] = {}
     for product in (*find_matmuls(after), *find_tables(after)):
         use = product if isinstance(product, str) else product.use
         if (owner := after.owners.get(use)) is None:
             continue
         wanted = _Wanted.of(after, product, nodes, entries.get(after.site(use)))
-        _, first = wants.setdefault(owner.module, (use, wanted))
-        # a module may hold several matrices, as long as nothing takes its place
-        if first != wanted and (first.changes or wanted.changes):
-            raise Unsupported(
-                f"{owner.module}: is called twice and would have to differ between its calls\n"
-                "  leave its input and output unrotated"
-            )
-    wants = {path: want for path, want in wants.items() if want[1].changes}
+        wants.setdefault(owner.module, {}).setdefault(wanted, use)
+    wants = {path: every for path, every in wants.items() if any(w.changes for w in every)}
     refused = refusals(model, before) if wants else {}
     made: dict[str, nn.Module] = {}
-    for path, (use, wanted) in wants.items():
+    for path, every in wants.items():
+        wanted, use = next(iter(every.items()))
         why = refused.get(use)
-        if wanted.transform is not None and isinstance(model.get_submodule(path), RotatedLinear):
+        turns = any(w.transform is not None for w in every)
+        if turns and isinstance(model.get_submodule(path), RotatedLinear):
             why = "its input is transformed already"
+        elif why is not None and all(w.entry is None for w in every):
+            # its weights are read by stand-ins
+            continue
+        elif len(every) > 1:
+            # a module may hold several matrices, as long as nothing takes its place
+            raise Unsupported(
+                f"{path}: is called twice and would have to differ between its calls\n"
+                "  leave its input and output unrotated"
+            )
         if why is not None:
             raise Unsupported(
                 f"{after.site(use)}: its module cannot be replaced: {why}\n"

@@ -7,12 +7,12 @@ returns is turned, if that is one value and all that read it want it so.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 
 import torch
 from torch import fx, nn
 
-from qpass.analyze import find_matmuls
+from qpass.analyze import find_inputs, find_matmuls
 from qpass.errors import Unsupported
 from qpass.ir import Program, read
 from qpass.rotations import Transform
@@ -27,10 +27,13 @@ from qpass.transform.turn import turn_of
 Seam = tuple[str, str, bool]
 
 
-def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> frozenset[Seam]:
+def find_seams(
+    model: nn.Module, program: Program, refused: Container[str], held: Collection[str] = ()
+) -> frozenset[Seam]:
     """The edges at which the modules of `model` can hold a transform; see `Program.seams`.
 
-    `refused` are the uses of weights whose modules cannot be replaced.
+    `refused` are the uses of weights whose modules cannot be replaced, `held` those of weights that
+    are read by stand-ins.
     """
     matmuls, modules = find_matmuls(program), _modules(model)
     owned = {program.owners[m.use].module for m in matmuls if m.use in program.owners}
@@ -39,6 +42,8 @@ def find_seams(model: nn.Module, program: Program, refused: Container[str]) -> f
         for m in matmuls
         if m.use not in refused and m.use in program.owners
     }
+    inputs = find_inputs(program) if held else {}
+    found |= {(m.value, m.node, False) for use in held for m in inputs[use]}
     for path, nodes in _by_module(program).items():
         given = {
             (value, node)

@@ -7,11 +7,11 @@ from typing import final
 
 from torch import fx
 
-from qpass.analyze import Matmul, find_matmuls
+from qpass.analyze import Meeting, find_inputs
 from qpass.ir import Block, ChangeBasis, Contract, Note, Pass, Program, edit, read
 from qpass.plan import Online
 from qpass.rotations import Transform
-from qpass.transform.turn import turned
+from qpass.transform.turn import turned_along
 
 
 @final
@@ -24,37 +24,38 @@ class InsertOnline(Pass):
     contract: Contract = Contract.EXACT
 
     def apply(self, program: Program) -> list[Note]:
-        # a layer that is called twice is one site with two products, and changes in both
-        matmuls: dict[str, list[Matmul | None]] = {}
-        for matmul in find_matmuls(program):
-            matmuls.setdefault(program.site(matmul.use), []).append(matmul)
-        made: dict[tuple[str, Transform], fx.Node] = {}
+        # a layer that is called twice is one site with two uses, and changes in both
+        sites: dict[str, list[tuple[Meeting, ...]]] = {}
+        for use, meetings in find_inputs(program).items():
+            sites.setdefault(program.site(use), []).append(meetings)
+        made: dict[tuple[str, int, Transform], fx.Node] = {}
         return [
-            self._insert(program, matmul, choice, made)
+            _insert(program, meetings, choice, made)
             for choice in self.choices
-            for matmul in matmuls.get(choice.site, [None])
+            for meetings in sites.get(choice.site, [()])
         ]
 
-    def _insert(
-        self,
-        program: Program,
-        matmul: Matmul | None,
-        choice: Online,
-        made: dict[tuple[str, Transform], fx.Node],
-    ) -> Note:
-        if matmul is None:
-            return Note(False, choice.site, "there is no such matrix product")
-        transform = choice.transform
-        width = read.shape(program.node(matmul.use))[matmul.reads]
-        if width != transform.width:
-            return Note(False, choice.site, f"its input is {width} wide, not {transform.width}")
-        if transform.fast() is None:
-            return Note(False, choice.site, f"{transform.rotation} has no fast form")
-        product, value = program.node(matmul.node), program.node(matmul.value)
-        key = (matmul.value, transform)
+
+def _insert(
+    program: Program,
+    meetings: tuple[Meeting, ...],
+    choice: Online,
+    made: dict[tuple[str, int, Transform], fx.Node],
+) -> Note:
+    if not meetings:
+        return Note(False, choice.site, "there is no such matrix product")
+    transform, (use, reads) = choice.transform, (meetings[0].use, meetings[0].reads)
+    width = read.shape(program.node(use))[reads]
+    if width != transform.width:
+        return Note(False, choice.site, f"its input is {width} wide, not {transform.width}")
+    if transform.fast() is None:
+        return Note(False, choice.site, f"{transform.rotation} has no fast form")
+    for meeting in meetings:
+        product, value = program.node(meeting.node), program.node(meeting.value)
+        key = (meeting.value, meeting.axis, transform)
         if key not in made:
-            made[key] = turned(program, value, transform)
+            made[key] = turned_along(program, value, transform, meeting.axis)
         edit.redirect(product, value, made[key])
-        step = ChangeBasis(transform, matmul.reads, Block.whole(transform.width))
-        program.weights[matmul.use] = program.weights[matmul.use].then(step)
-        return Note(True, choice.site, f"{transform.rotation} online")
+    step = ChangeBasis(transform, reads, Block.whole(transform.width))
+    program.weights[use] = program.weights[use].then(step)
+    return Note(True, choice.site, f"{transform.rotation} online")

@@ -94,6 +94,19 @@ def turned(
     return result
 
 
+def turned_along(program: Program, value: fx.Node, transform: Transform, axis: int) -> fx.Node:
+    """Insert the transform of any axis of a value behind it."""
+    last = len(read.shape(value)) - 1
+    if axis == last:
+        return turned(program, value, transform)
+    before = edit.after(program, value)
+    moved = edit.call(program, before, aten.transpose.int, value, axis, last, like=value)
+    result = turned(program, moved, transform)
+    made = edit.call(program, before, aten.transpose.int, result, axis, last, like=value)
+    made.meta[edit.TURN] = Turn(value.name, transform, inverse=False, made=False)
+    return made
+
+
 def turn_of(node: fx.Node) -> Turn | None:
     """What a node is the result of, if that is a transform that a pass has put in."""
     return cast("Turn | None", node.meta.get(edit.TURN))

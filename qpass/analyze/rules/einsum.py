@@ -22,7 +22,7 @@ aten = torch.ops.aten
 @rule(aten.einsum.default)
 def _einsum(node: fx.Node, c: Constraints) -> None:
     operands = read.values(node, "tensors")
-    terms, result = _letters(
+    terms, result = letters(
         str(read.argument(node, "equation")), [len(read.shape(n)) for n in operands]
     )
     places: dict[str, list[_Place]] = {}
@@ -44,7 +44,7 @@ class _Place:
     diagonal: bool
 
 
-def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+def letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
     """A letter for each axis of each operand and of the result; `...` is written out."""
     given, arrow, result = equation.replace(" ", "").partition("->")
     terms = given.split(",")

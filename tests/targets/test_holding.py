@@ -1,0 +1,366 @@
+"""Can a transform stand in front of a product that lies at no module boundary?"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn import functional
+
+import qpass
+from qpass.errors import BadInput
+from qpass.targets.holding import holdings
+from tests.custom.base import CUSTOM
+from tests.custom.test_custom import far, outputs
+from tests.zoo import randomise, tiny, tokens
+
+WIDTH, INNER, EXPERTS = 8, 12, 3
+EXACT = 1e-12
+# norms of transformers cast to float32 on the way
+EAGER = 1e-5
+
+
+class Block(nn.Module):
+    """What the models here share: a stream, and a product with `down` that no module does alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, INNER)
+        self.down = nn.Parameter(torch.zeros(self.shape()))
+
+    def shape(self) -> tuple[int, ...]:
+        return (WIDTH, INNER)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixed(functional.silu(self.up(self.norm(x))))
+
+    def mixed(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Functional(Block):
+    def mixed(self, h: Tensor) -> Tensor:
+        return functional.linear(h, self.down)
+
+
+class Transposed(Block):
+    def mixed(self, h: Tensor) -> Tensor:
+        return h.matmul(self.down.t())
+
+
+class OnTheLeft(Block):
+    def mixed(self, h: Tensor) -> Tensor:
+        return (self.down @ h.mT).mT
+
+
+class Stacked(Block):
+    def shape(self) -> tuple[int, ...]:
+        return (EXPERTS, WIDTH, INNER)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        return sum(functional.linear(h, self.down[e]) for e in range(EXPERTS)) * 1.0
+
+
+class Sent(Stacked):
+    """Rows go to the matrix that their first entry asks for: sizes depend on data."""
+
+    def mixed(self, h: Tensor) -> Tensor:
+        flat = h.reshape(-1, INNER)
+        which = (flat[:, 0] > 0).long() + (flat[:, 1] > 0).long()
+        out = flat.new_zeros(len(flat), WIDTH)
+        for e, matrix in enumerate(self.down):
+            at = torch.where(which == e)[0]
+            out = out.index_add(0, at, flat[at] @ matrix.T)
+        return out.reshape(*h.shape[:-1], WIDTH)
+
+
+class LookedUp(Stacked):
+    def mixed(self, h: Tensor) -> Tensor:
+        flat = h.reshape(-1, INNER)
+        matrices = self.down[(flat[:, 0] > 0).long()]
+        return torch.bmm(matrices, flat.unsqueeze(-1)).squeeze(-1).reshape(*h.shape[:-1], WIDTH)
+
+
+class Summed(Stacked):
+    def mixed(self, h: Tensor) -> Tensor:
+        return torch.einsum("bti,edi->btd", h, self.down)
+
+
+class Columns(Block):
+    """`[in, out]`, with a bias that the product adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(WIDTH))
+
+    def shape(self) -> tuple[int, ...]:
+        return (INNER, WIDTH)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, h.reshape(-1, INNER), self.down)
+        return flat.reshape(*h.shape[:-1], WIDTH)
+
+
+class Scored(nn.Module):
+    """A router whose own forward also makes weights of its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(EXPERTS, INNER))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return functional.linear(h, self.weight).softmax(-1)
+
+
+class Routed(Stacked):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Scored()
+
+    def mixed(self, h: Tensor) -> Tensor:
+        return torch.einsum("bte,bti,edi->btd", self.gate(h), h, self.down)
+
+
+HELD = (Functional, Transposed, OnTheLeft, Stacked, Sent, LookedUp, Summed, Columns)
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    model = kind().double()
+    randomise(model, 0)
+    return model.eval()
+
+
+def given(batch: int = 2, length: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, length, WIDTH, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_the_product_reads_a_transformed_value(kind: type[nn.Module], tmp_path) -> None:
+    model, ref = made(kind), made(kind)
+    report = qpass.rotate(model, given())
+    assert [o.site for o in report.plan.online if o.site == "down"] == ["down"]
+    assert [h.site for h in holdings(model)] == ["down"]
+    changed = model._parameters["down"]
+    assert changed is not None
+    assert (changed - ref.down).abs().max() > 0.1
+    # any number of rows, and on copies of every kind
+    qpass.save(model, tmp_path / "saved")
+    loaded = qpass.load(tmp_path / "saved", made(kind))
+    others = [copy.deepcopy(model), loaded, pickle.loads(pickle.dumps(model))]
+    for x in (given(), given(3, 7), given(1, 1)):
+        want = ref(x)
+        for each in (model, *others):
+            assert (each(x) - want).abs().max() <= EXACT * want.abs().max()
+    assert type(model).__name__ == kind.__name__
+    assert isinstance(model, kind)
+    # a second trace sees the transform, and the model may change again
+    again = qpass.rotate(model, given())
+    assert not [o for o in again.plan.online if o.site == "down"]
+    assert (model(given()) - ref(given())).abs().max() <= EXACT
+
+
+@pytest.mark.parametrize("kind", [k for k in HELD if k is not Sent])
+def test_compiled_code_is_one_graph_with_the_transform(kind: type[nn.Module]) -> None:
+    model, ref = made(kind), made(kind)
+    qpass.rotate(model, given())
+    graphs: list[str] = []
+
+    def keep(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    torch._dynamo.reset()
+    run = torch.compile(model, backend=keep, fullgraph=True)
+    with torch.no_grad():
+        assert (run(given()) - ref(given())).abs().max() <= EXACT
+    assert len(graphs) == 1
+    assert graphs[0].count("qpass.hadamard") >= 1
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_compiled_products_of_squares_are_told_apart(*, left: bool) -> None:
+    class Square(Block):
+        def shape(self) -> tuple[int, ...]:
+            return (INNER, INNER)
+
+        def mixed(self, h: Tensor) -> Tensor:
+            y = (self.down @ h.mT).mT if left else h @ self.down
+            return y[..., :WIDTH]
+
+    model, ref = made(Square), made(Square)
+    qpass.rotate(model, given())
+    assert [h.site for h in holdings(model)] == ["down"]
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager")
+    for x in (given(), given(2, INNER), given(1, INNER)):
+        with torch.no_grad():
+            assert (run(x) - ref(x)).abs().max() <= EXACT
+
+
+def test_the_weight_is_read_as_it_was() -> None:
+    model, ref = made(Stacked), made(Stacked)
+    qpass.rotate(model, given())
+    # whatever code does with it: sums, other axes, other dtypes, cuts of what was turned
+    for use in (
+        lambda w: w * 2,
+        lambda w: w.sum(-1),
+        lambda w: w[..., :5],
+        lambda w: w[:, 1:4].permute(2, 0, 1) + 0,
+        lambda w: torch.cat([w, w], -1),
+        lambda w: torch.einsum("edi,d->ei", w, torch.ones(WIDTH, dtype=w.dtype)),
+        lambda w: functional.linear(torch.ones(1, WIDTH, dtype=w.dtype), w[1].T),
+        lambda w: w.float(),
+        lambda w: w.transpose(0, 2).flatten(),
+        lambda w: w.reshape(-1),
+        lambda w: w[torch.tensor([2, 0])][:, 0],
+        lambda w: w.detach().norm(),
+        lambda w: functional.pad(w, (1, 1)),
+    ):
+        got, want = use(model.down), use(ref.down)
+        got = got.plain() if hasattr(got, "plain") else got
+        assert got.shape == want.shape
+        assert (got - want).abs().max() <= 1e-6 * want.abs().max()
+    assert model.down.shape == ref.down.shape
+    assert len(model.down) == EXPERTS
+
+
+def test_gradients_reach_the_weight() -> None:
+    model, ref = made(Stacked), made(Stacked)
+    qpass.rotate(model, given())
+    for each in (model, ref):
+        each(given()).square().sum().backward()
+    held = next(iter(holdings(model)))
+    grad, want = model._parameters["down"].grad, ref.down.grad
+    assert held.axis == 2
+    turned = held.transform.turn(want)
+    assert (grad - turned).abs().max() <= 1e-9 * want.abs().max()
+
+
+class AlsoRead(Functional):
+    def mixed(self, h: Tensor) -> Tensor:
+        return super().mixed(h) + self.down.square().sum()
+
+
+class TensorsOnly(Functional):
+    def mixed(self, h: Tensor) -> Tensor:
+        if not isinstance(self.down, Tensor):
+            raise TypeError("a tensor is needed")
+        return super().mixed(h)
+
+
+class Branching(Functional):
+    def mixed(self, h: Tensor) -> Tensor:
+        y = super().mixed(h)
+        return y if isinstance(self.down, Tensor) else 2 * y
+
+
+@pytest.mark.parametrize("kind", [AlsoRead, TensorsOnly, Branching])
+def test_what_cannot_be_held_is_declined(kind: type[nn.Module]) -> None:
+    model, ref = made(kind), made(kind)
+    report = qpass.rotate(model, given())
+    assert not list(holdings(model))
+    assert "down" in {d.where.partition(":")[0] for d in report.declined}
+    assert (model(given()) - ref(given())).abs().max() <= EXACT
+
+
+def test_a_router_that_weighs_its_scores() -> None:
+    model, ref = made(Routed), made(Routed)
+    qpass.rotate(model, given())
+    assert "gate.weight" in {h.site for h in holdings(model)}
+    assert (model(given()) - ref(given())).abs().max() <= EXACT
+
+
+def test_what_stays_float_gets_no_transform() -> None:
+    model, ref = made(Stacked), made(Stacked)
+    qpass.quantize(model, {"recipe": "w8a8", "rotation": "on"}, inputs=given())
+    assert not list(holdings(model))
+    assert (model(given()) - ref(given())).abs().max() <= 0.1 * ref(given()).abs().max()
+
+
+def test_a_rotated_model_is_quantized_around_what_it_holds(tmp_path) -> None:
+    model, ref = made(Stacked), made(Stacked)
+    qpass.rotate(model, given())
+    qpass.quantize(model, {"recipe": "w8a8", "rotation": "off"}, inputs=given())
+    assert [h.site for h in holdings(model)] == ["down"]
+    qpass.save(model, tmp_path / "saved")
+    loaded = qpass.load(tmp_path / "saved", made(Stacked))
+    want = ref(given())
+    for each in (model, loaded):
+        assert (each(given()) - want).abs().max() <= 0.05 * want.abs().max()
+
+
+def test_a_plan_is_carried_out_again() -> None:
+    plan = qpass.rotate(made(Sent), given()).plan
+    model, ref = made(Sent), made(Sent)
+    qpass.rotate(model, given(), plan=plan)
+    assert [h.site for h in holdings(model)] == ["down"]
+    assert (model(given()) - ref(given())).abs().max() <= EXACT
+
+
+def test_another_model_is_refused_when_loading(tmp_path) -> None:
+    model = made(Stacked)
+    qpass.rotate(model, given())
+    qpass.save(model, tmp_path / "saved")
+
+    class Other(Stacked):
+        def __init__(self) -> None:
+            super().__init__()
+            down = self.down.detach().double()
+            del self.down
+            self.register_buffer("down", down)
+
+    with pytest.raises(BadInput, match="down"):
+        qpass.load(tmp_path / "saved", Other().double())
+
+
+@pytest.mark.parametrize("name", ["DenseMoe", "IndexedMoe", "BatchedMoe", "FunctionalGpt"])
+def test_models_as_users_write_them(name: str, tmp_path) -> None:
+    model, ref = CUSTOM[name].model(), CUSTOM[name].model()
+    qpass.rotate(model, CUSTOM[name].calls[0]())
+    assert list(holdings(model))
+    qpass.save(model, tmp_path / "saved")
+    loaded = qpass.load(tmp_path / "saved", CUSTOM[name].model())
+    for call in CUSTOM[name].calls:
+        assert far(outputs(model, call()), outputs(ref, call())) <= 1e-9
+        assert far(outputs(loaded, call()), outputs(ref, call())) <= 1e-9
+
+
+def test_experts_of_a_library_of_models_however_they_are_run(tmp_path) -> None:
+    config = hf.Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=80,
+        moe_intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    config._experts_implementation = "batched_mm"
+    model, ref = tiny(config), tiny(config)
+    report = qpass.rotate(model, {"input_ids": tokens()})
+    assert report.coverage.declined == 0
+    assert len(list(holdings(model))) == 2
+    qpass.save(model, tmp_path / "saved")
+    loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    loaded.tie_weights()
+    for each in (model, loaded):
+        for way in ("eager", "batched_mm"):
+            each.set_experts_implementation(way)
+            for ids in (tokens(), tokens(3, 9, seed=1)):
+                with torch.no_grad():
+                    got, want = each(ids).logits, ref(ids).logits
+                assert (got - want).abs().max() <= EAGER * want.abs().max()
+    small = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.no_grad():
+        got, want = small(tokens()).logits, ref(tokens()).logits
+        rounded = copy.deepcopy(ref).to(torch.bfloat16)(tokens()).logits
+    assert (got - want).norm() <= 2 * (rounded - want).norm()
