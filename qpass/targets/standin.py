@@ -13,9 +13,8 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from qpass.analyze.meetings import summed
-from qpass.analyze.rules.einsum import letters
 from qpass.targets.layers import OnlineTransform
+from qpass.targets.products import find_product, place_behind
 
 
 @final
@@ -51,9 +50,12 @@ class StandIn:
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = {} if kwargs is None else dict(kwargs)
-        made = _product(func, args, kwargs)
-        if made is not None:
-            return made
+        product = find_product(func, args, kwargs, StandIn)
+        if product is not None and product.reads == product.given[product.mine]._axis:
+            weight = product.given[product.mine]
+            return product.run(
+                weight._held, weight.turn(product.given[product.theirs], product.axis)
+            )
         if func in _VIEWS and isinstance(args[0], StandIn):
             return getattr(args[0], _VIEWS[func])(*args[1:], **kwargs)
         name = getattr(func, "__name__", "an operator")
@@ -161,7 +163,7 @@ class StandIn:
     # the same entries elsewhere
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  as a tensor's
-        axis = _place(index, self._axis, self._held.dim())
+        axis = place_behind(index, self._axis, self._held.dim())
         if axis is None:
             return self.plain("an index")[index]
         return self._with(self._held[index], axis)
@@ -318,116 +320,3 @@ def _plain(found: Any, why: str) -> Any:  # noqa: ANN401  arguments of any kind
     if isinstance(found, list | tuple) and any(isinstance(item, StandIn) for item in found):
         return type(found)([_plain(item, why) for item in found])
     return found
-
-
-def _place(index: Any, axis: int, rank: int) -> int | None:  # noqa: ANN401
-    """Where an axis is in what an index picks; None where the index picks on that axis."""
-    items = index if isinstance(index, tuple) else (index,)
-    around = [item for item in items if item is not None and item is not Ellipsis]
-    tensors = [item for item in around if isinstance(item, Tensor)]
-    plain = all(isinstance(item, int | slice | Tensor | torch.SymInt) for item in around)
-    ranks = [item.dim() if item.dtype is torch.bool else 1 for item in tensors]
-    if not plain or any(isinstance(item, bool) for item in around) or len(tensors) > 1:
-        return None
-    if tensors and (ranks != [1] or any(not isinstance(item, slice | Tensor) for item in around)):
-        return None
-    at, made = 0, 0
-    for item in items:
-        if item is None:
-            made += 1
-            continue
-        many = rank - len(around) if item is Ellipsis else 1
-        if at <= axis < at + many and item is not Ellipsis and item != slice(None):
-            return None
-        if at <= axis < at + many:
-            return made + axis - at
-        at += many
-        if isinstance(item, Tensor):
-            made += 1 if item.dtype is torch.bool else item.dim()
-        elif isinstance(item, slice) or item is Ellipsis:
-            made += many
-    return made + axis - at
-
-
-_grouped_mm: object = getattr(torch, "_grouped_mm", None)
-
-# what a product is given, up to its two operands, and of which kind it is
-_PRODUCTS: dict[object, tuple[str, ...]] = {
-    torch.nn.functional.linear: ("input", "weight"),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), ("input", "other")),
-    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), ("input", "mat2")),
-    **dict.fromkeys((torch.addmm, Tensor.addmm), ("input", "mat1", "mat2")),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), ("input", "batch1", "batch2")),
-    _grouped_mm: ("self", "mat2"),
-    "transformers::grouped_mm_fallback": ("input", "weight"),
-}
-_GROUPED = (_grouped_mm, "transformers::grouped_mm_fallback")
-
-
-def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:  # noqa: ANN401
-    """A product whose other operand is transformed; None if it is none, or sums otherwise."""
-    if func is torch.einsum:
-        return _summed(args)
-    if func is Tensor.matmul and torch.compiler.is_dynamo_compiling():
-        args = _in_order(args)
-    if func not in _PRODUCTS:
-        func_name = getattr(func, "_qualified_op_name", None)
-        if func_name not in _PRODUCTS:
-            return None
-        names, grouped = _PRODUCTS[func_name], True
-    else:
-        names, grouped = _PRODUCTS[func], func in _GROUPED
-    given, named = list(args), dict(kwargs)
-    while len(given) < len(names):
-        given.append(named.pop(names[len(given)], None))
-    second = len(names) - 1
-    first = second - 1
-    held = [i for i, arg in enumerate(given) if isinstance(arg, StandIn)]
-    if len(held) != 1 or held[0] not in (first, second):
-        return None
-    mine, theirs = (second, first) if held[0] == second else (first, second)
-    weight, other = given[mine], given[theirs]
-    if not isinstance(other, Tensor) or any(isinstance(a, StandIn) for a in named.values()):
-        return None
-    rank, last = weight.dim(), other.dim() - 1
-    if func is torch.nn.functional.linear:
-        axes = (last, 1) if mine == second and rank == 2 else None
-    elif grouped:
-        axes = (1, 1) if mine == second and rank == 3 and last == 1 else None
-    elif mine == second:
-        axes = (last, max(rank - 2, 0))
-    else:
-        axes = (max(last - 1, 0), rank - 1)
-    if axes is None or axes[1] != weight._axis:
-        return None
-    given[mine], given[theirs] = weight._held, weight.turn(other, axes[0])
-    return func(*given, **named)
-
-
-def _in_order(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The operands of `@` as they stood: dynamo has those of `weight @ x` the other way round."""
-    if len(args) != 2 or isinstance(args[0], StandIn) or not isinstance(args[1], StandIn):
-        return args
-    x, weight = args
-    if weight.dim() < 2:
-        return args
-    plain = x.shape[-1] == weight.shape[-2]
-    if plain and x.shape[max(x.dim() - 2, 0)] == weight.shape[-1]:
-        # nothing tells which it was: this is for the interpreter
-        torch._dynamo.graph_break()
-    return args if plain else (weight, x)
-
-
-def _summed(args: tuple[Any, ...]) -> object:
-    """The same for an einsum of two."""
-    if len(args) != 3 or isinstance(args[1], StandIn) == isinstance(args[2], StandIn):
-        return None
-    own = 1 if isinstance(args[2], StandIn) else 0
-    operands = list(args[1:])
-    terms, result = letters(args[0], [operand.dim() for operand in operands])
-    axes = summed(terms, result, own)
-    weight, other = operands[own], operands[1 - own]
-    if axes is None or axes[1] != weight._axis:
-        return None
-    operands[own], operands[1 - own] = weight._held, weight.turn(other, axes[0])
-    return torch.einsum(args[0], *operands)
