@@ -94,7 +94,14 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     bounds = _bounds(model, captured.program, sample)
     folded, notes = run_passes(captured.program, [FoldNorms(), FoldScales()])
     recipe = Recipe("inspect", rotation="on")
-    plan = choose(folded, bounds.within(recipe), refusals=bounds.refusals, stored=True, pairs=True)
+    plan = choose(
+        folded,
+        bounds.within(recipe),
+        refusals=bounds.refusals,
+        stored=True,
+        pairs=True,
+        convolutions=True,
+    )
     largest, regions = largest_regions(folded), rotatable_regions(folded)
     after = rewrite(folded, plan).program
     return inspection(folded, largest, regions, plan, after, (*captured.notes, *notes))
@@ -125,7 +132,7 @@ def rotate(
 
     if known is None:
         expect_data(given, given=False)
-    decide = _decider(known, given, bounds)
+    decide = _decider(known, given, bounds, convolutions=True)
     done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
     before = _outputs(model, sample)
@@ -268,6 +275,7 @@ def _decider(
     improve: Callable[[Program, Plan], Plan] = lambda _, plan: plan,
     *,
     calibrated: bool = False,
+    convolutions: bool = False,
 ) -> _Decide:
     """What to do to a folded program: as `known`, or as `given` within what modules can hold."""
 
@@ -281,6 +289,7 @@ def _decider(
             refusals=bounds.refusals,
             stored=True,
             pairs=pairs,
+            convolutions=convolutions,
             errors=None if errors is None else errors(folded),
             calibrated=calibrated,
         )

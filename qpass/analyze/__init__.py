@@ -1,6 +1,7 @@
 """Which axes of a program may change basis together, and what holds the others still."""
 
 from qpass.analyze.constraints import Pin, Role
+from qpass.analyze.convolutions import Convolution, channels_turned, find_convolutions
 from qpass.analyze.ends import find_heads, find_tables
 from qpass.analyze.gains import Gain, find_gain
 from qpass.analyze.largest import largest_regions
@@ -14,6 +15,7 @@ from qpass.analyze.solution import Span
 __all__ = [
     "MOVES",
     "Bound",
+    "Convolution",
     "Gain",
     "Matmul",
     "Meeting",
@@ -23,6 +25,8 @@ __all__ = [
     "Site",
     "Span",
     "by_name",
+    "channels_turned",
+    "find_convolutions",
     "find_gain",
     "find_heads",
     "find_inputs",

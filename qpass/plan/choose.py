@@ -9,11 +9,14 @@ from typing import final
 import torch
 
 from qpass.analyze import (
+    Convolution,
     Matmul,
     Meeting,
     Region,
     Role,
     by_name,
+    channels_turned,
+    find_convolutions,
     find_heads,
     find_inputs,
     find_matmuls,
@@ -43,6 +46,7 @@ def choose(
     refusals: Mapping[str, str] | None = None,
     stored: bool = False,
     pairs: bool = False,
+    convolutions: bool = False,
     errors: Errors | None = None,
     calibrated: bool = False,
 ) -> Plan:
@@ -52,7 +56,9 @@ def choose(
     quantize a weight nor transform the input of its product. With `stored`, a tensor of a module
     has one value for all its uses, so a layer that is called twice changes alike in both calls or
     not at all. With `pairs`, transforms may run between any two nodes, and do where that takes
-    fewer than one for each value that products read. With `rotation = "auto"`, `errors` decides,
+    fewer than one for each value that products read. With `convolutions`, the channels that these
+    read are transformed where no region reaches them: as nothing quantizes them, only who wants all
+    inputs rotated gains by that. With `rotation = "auto"`, `errors` decides,
     region by region and site by site; a plan without rotations is always a candidate. `calibrated`
     says that roundings will have data.
     """
@@ -70,7 +76,7 @@ def choose(
         left = [m for m in left if not sites.transforms(m)]
         paired = choose_pairs(program, recipe, sites.regions, left, held=held, stored=stored)
         covered |= sites.paired(paired)
-    online, more = _online(sites, recipe, covered, turned)
+    online, more = _online(sites, recipe, covered, turned, convolutions=convolutions)
     full = replace(
         plan,
         rotated=rotated,
@@ -90,6 +96,7 @@ class _Sites:
 
     program: Program
     matmuls: tuple[Matmul, ...]
+    convolutions: tuple[Convolution, ...]
     heads: frozenset[str]
     regions: tuple[Region, ...]
     refusals: Mapping[str, str]
@@ -99,8 +106,9 @@ class _Sites:
     def of(program: Program, held: Collection[str], refusals: Mapping[str, str]) -> _Sites:
         regions = rotatable_regions(program, held=held)
         matmuls = find_matmuls(program)
-        heads, inputs = find_heads(program, matmuls), find_inputs(program)
-        return _Sites(program, matmuls, heads, regions, refusals, inputs)
+        convolutions, heads = find_convolutions(program), find_heads(program, matmuls)
+        inputs = find_inputs(program)
+        return _Sites(program, matmuls, convolutions, heads, regions, refusals, inputs)
 
     def name(self, matmul: Matmul) -> str:
         return self.program.site(matmul.use)
@@ -157,8 +165,10 @@ class _Sites:
 
     def holds(self, use: str) -> bool:
         """Whether a transform can stand in front of all products of a weight."""
-        seams, found = self.program.seams, self.inputs.get(use, ())
-        return seams is not None and all((m.value, m.node, False) in seams for m in found)
+        seams, found = self.program.seams, self.inputs.get(use)
+        if seams is None or found is None:
+            return False
+        return all((m.value, m.node, False) in seams for m in found)
 
     def others(self) -> dict[str, int]:
         """The uses of weights of other products that a transform can stand in front of; widths."""
@@ -169,9 +179,11 @@ class _Sites:
             if use not in plain and self.holds(use)
         }
 
-    def transforms(self, matmul: Matmul) -> bool:
+    def transforms(self, product: Matmul | Convolution) -> bool:
         """Whether a layer transforms its input itself."""
-        value = self.program.node(matmul.value)
+        if isinstance(product, Convolution):
+            return channels_turned(self.program, product) is not None
+        value = self.program.node(product.value)
         return read.calls(value, torch.ops.qpass.hadamard.default)
 
     def shape(self, matmul: Matmul) -> tuple[int, int]:
@@ -301,13 +313,22 @@ def _tied(program: Program, region: Region) -> str | None:
 
 
 def _online(
-    sites: _Sites, recipe: Recipe, covered: Collection[str], turned: Collection[str]
+    sites: _Sites,
+    recipe: Recipe,
+    covered: Collection[str],
+    turned: Collection[str],
+    *,
+    convolutions: bool,
 ) -> tuple[tuple[Online, ...], tuple[Declined, ...]]:
     online: list[Online] = []
     others = sites.others()
-    declined = _unreached(sites, covered | others.keys())
+    convolved = {c.use: c for c in sites.convolutions} if convolutions else {}
+    plain = {m.use for m in sites.matmuls}
+    declined = _unreached(sites, {*covered, *plain, *others, *convolved})
     widths = {m.use: sites.shape(m)[1] for m in sites.matmuls if not sites.transforms(m)}
-    for use, width in (widths | others).items():
+    widths |= others
+    widths |= {use: c.width for use, c in convolved.items() if not sites.transforms(c)}
+    for use, width in widths.items():
         if use in covered:
             continue
         name = sites.program.site(use)
@@ -317,6 +338,8 @@ def _online(
         transform = Transform(recipe.online, width, recipe.seed)
         if why is None and transform.fast() is None:
             why = f"{recipe.online} has no fast form"
+        if width == 1 and use in convolved:
+            why = "a group of one channel has nothing to mix"
         if why is not None:
             declined.append(Declined(name, f"its input is not rotated: {why}"))
         elif width > 1:
@@ -324,9 +347,8 @@ def _online(
     return tuple({o.site: o for o in online}.values()), tuple(declined)
 
 
-def _unreached(sites: _Sites, covered: Collection[str]) -> list[Declined]:
+def _unreached(sites: _Sites, known: Collection[str]) -> list[Declined]:
     """Weights of products that no online transform is made for, where no rotation reaches them."""
-    known = {*covered, *(m.use for m in sites.matmuls)}
     found: dict[str, Declined] = {}
     for region in sites.regions:
         why = f"{region.pins[0].why} ({region.pins[0].where})" if region.pins else "left as it is"

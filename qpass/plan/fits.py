@@ -7,6 +7,7 @@ from collections.abc import Collection
 from qpass.analyze import (
     Region,
     by_name,
+    find_convolutions,
     find_inputs,
     find_matmuls,
     find_regions,
@@ -32,7 +33,8 @@ def expect_fits(plan: Plan, program: Program) -> None:
     solved = {group: by_name(find_regions(program, group)) for group in groups}
     missing = [f"region {name}" for name in turning if name not in regions]
     missing += [f"region {c.region}" for c in plan.changed if c.region not in solved[c.group]]
-    inputs = {program.site(use) for use in find_inputs(program)} if plan.online else set[str]()
+    reading = [*find_inputs(program), *(c.use for c in find_convolutions(program))]
+    inputs = {program.site(use) for use in reading} if plan.online else set[str]()
     missing += [f"product {o.site}" for o in plan.online if o.site not in inputs]
     for choice in plan.quantized:
         table = choice.role is Role.EMBEDDING

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from qpass.analyze import MOVES
+from qpass.analyze import MOVES, Convolution, channels_turned, find_convolutions
 from qpass.analyze.readers import find_readers
 from qpass.ir import ChangeBasis, Program, Weight, read
 from qpass.report.table import Table
@@ -22,6 +22,8 @@ class Coverage(NamedTuple):
     """How the inputs of matrix products are rotated, as fractions of the entries of their weights.
 
     `folded`: by what other weights have absorbed. `online`: while the model runs. They sum to 1.
+    Convolutions are products, too, of the channels of each group. Where an entry of a result reads
+    one channel alone, there is nothing that a rotation could mix, and the weight does not count.
     """
 
     folded: float
@@ -31,14 +33,20 @@ class Coverage(NamedTuple):
 
 def find_coverage(program: Program) -> Coverage:
     """What the weights of a program have absorbed; a weight of several uses counts once."""
-    readers = find_readers(program)
+    convolved = {c.use: c for c in find_convolutions(program)}
+    shapes = {use: read.static_shape(program.node(use)) or () for use in program.weights}
+    readers: dict[str, tuple[int, ...]] = {}
+    for use, axes in find_readers(program).items():
+        if use in convolved and convolved[use].width == 1:
+            continue
+        if wide := tuple(axis for axis in axes if shapes[use][axis] != 1):
+            readers[use] = wide
     uses = Counter(program.weights[use].source or use for use in readers)
     entries = {"folded": 0.0, "online": 0.0, "declined": 0.0}
     for use, axes in readers.items():
-        shape = read.static_shape(program.node(use)) or ()
-        share = math.prod(shape) / uses[program.weights[use].source or use]
-        turned = max(_turned(program.weights[use], axis, shape[axis]) for axis in axes)
-        how = "online" if reads_turned(program, use) else "folded"
+        share = math.prod(shapes[use]) / uses[program.weights[use].source or use]
+        turned = max(_turned(program.weights[use], axis, shapes[use][axis]) for axis in axes)
+        how = "online" if reads_turned(program, use, convolved.get(use)) else "folded"
         turned = 1.0 if how == "online" else turned
         entries[how] += share * turned
         entries["declined"] += share * (1 - turned)
@@ -70,8 +78,10 @@ def _turned(weight: Weight, axis: int, length: int) -> float:
     return min(1.0, sum(math.prod(block.sizes) for block in blocks) / length)
 
 
-def reads_turned(program: Program, use: str) -> bool:
+def reads_turned(program: Program, use: str, convolution: Convolution | None = None) -> bool:
     """Whether a product with a use of a weight reads what a transform has just made."""
+    if convolution is not None and channels_turned(program, convolution) is not None:
+        return True
     inputs = [value for user in _readers(program, use) for value in user.all_input_nodes]
     turns = [turn for value in inputs if (turn := turn_of(value)) is not None]
     return any(read.calls(value, torch.ops.qpass.hadamard.default) for value in inputs) or any(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from qpass.analyze import Pin, Region, find_matmuls
+from qpass.analyze import Convolution, Matmul, Pin, Region, find_convolutions, find_matmuls
 from qpass.analyze.regions import name_of, use_names
 from qpass.ir import Note, Program, read
 from qpass.plan import Paired, Plan
@@ -25,7 +25,7 @@ REGION_NAMES = ("first weight", "why not larger")
 @final
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One matrix product: its weight, and how its input can be rotated."""
+    """One matrix product, or convolution: its weight, and how its input can be rotated."""
 
     site: str
     rows: int
@@ -160,19 +160,16 @@ def inspection(
     online = {o.site: o.transform.rotation for o in plan.online}
     declined = {d.where: d.why for d in plan.declined}
     products: list[Product] = []
-    for matmul in find_matmuls(program):
-        name = program.site(matmul.use)
-        shape = program.node(matmul.use).meta["val"].shape
-        if (region := readers.get((matmul.use, matmul.reads))) is not None:
-            how = "online" if reads_turned(rewritten, matmul.use) else "folded"
+    for product in (*find_matmuls(program), *find_convolutions(program)):
+        name = program.site(product.use)
+        if (region := readers.get((product.use, product.reads))) is not None:
+            how = "online" if reads_turned(rewritten, product.use) else "folded"
             why = f"with {region}"
         elif name in online:
             how, why = "online", online[name]
         else:
             how, why = "declined", declined.get(name, "it is one wide")
-        products.append(
-            Product(name, int(shape[matmul.writes]), int(shape[matmul.reads]), how, why)
-        )
+        products.append(Product(name, *_size(program, product), how, why))
     absorbers = tuple(
         tuple(Absorber(program.site(s.use), s.axis, s.role.value) for s in region.sites)
         for region in largest
@@ -188,6 +185,15 @@ def inspection(
     return Inspection(
         largest, absorbers, limits, tuple(products), said, coverage, widths, plan.paired
     )
+
+
+def _size(program: Program, product: Matmul | Convolution) -> tuple[int, int]:
+    """How many values a product makes of how many, at each place of a kernel."""
+    shape = [int(size) for size in read.shape(program.node(product.use))]
+    if isinstance(product, Matmul):
+        return shape[product.writes], shape[product.reads]
+    made = shape[1] * product.groups if product.reads == 0 else shape[0]
+    return made, product.width
 
 
 def _reasons(program: Program, pins: tuple[Pin, ...]) -> tuple[str, ...]:

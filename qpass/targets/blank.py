@@ -16,10 +16,14 @@ from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.quantize.containers import hold
 from qpass.rotations import Transform
+from qpass.targets.channels import TurnedChannels
 from qpass.targets.holding import Holding, holdings, let_hold
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear, integers
 from qpass.targets.tensors import Shapes, from_tensors, shapes
 from qpass.targets.turned import Turned
+
+# layers that hold another module
+_AROUND = ("turned", "channels")
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -43,7 +47,8 @@ class Form:
     `bias` names the type of the bias, `after` is a transform that runs behind the layer. `spec` is
     that of the weight where the fields before do not say it; `activation` that of rows which do not
     become integers. A module that holds a transform has it in front of its weight `name`, whose
-    `axis` it turned.
+    `axis` it turned; in front of a convolution that axis is that of the channels it reads, `rows`
+    in all and `columns` to a group.
     """
 
     path: str
@@ -66,7 +71,7 @@ class Form:
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "rotated", "embedding", "turned", "held"):
+        if self.kind not in ("linear", "rotated", "embedding", "held", *_AROUND):
             raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
         for name in filter(None, (self.dtype, self.bias)):
             float_type(name)
@@ -74,7 +79,7 @@ class Form:
     def tensors(self) -> Shapes:
         """The shape and type of each tensor that the checkpoint has for the layer."""
         n, k = self.rows, self.columns
-        if self.kind in ("turned", "held"):
+        if self.kind in ("held", *_AROUND):
             # it holds another module, and what it computes follows from its transforms
             return {}
         if self.kind == "embedding":
@@ -214,6 +219,17 @@ class BlankTurned(nn.Module):
     def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The two, turning in `dtype` (None: as it was saved)."""
         form = self.form
+        if form.kind == "channels":
+            assert form.transform is not None
+            assert form.axis is not None
+            return TurnedChannels(
+                self.inner,
+                form.transform,
+                dtype or _DTYPES[form.dtype],
+                axis=form.axis,
+                groups=form.rows // form.columns,
+                transposed=form.transposed,
+            )
         return Turned(self.inner, form.transform, form.after, dtype or _DTYPES[form.dtype])
 
 
@@ -232,7 +248,7 @@ def place(model: nn.Module, forms: Iterable[Form]) -> None:
         if form.kind == "held":
             # its tensors are the module's own
             continue
-        _put(model, form.path, BlankTurned(form, inner) if form.kind == "turned" else Blank(form))
+        _put(model, form.path, BlankTurned(form, inner) if form.kind in _AROUND else Blank(form))
 
 
 def finish(model: nn.Module, forms: Iterable[Form], dtype: torch.dtype | None = None) -> None:
@@ -300,6 +316,18 @@ def _form(path: str, module: nn.Module) -> Form | None:
         rows, columns = (0 if turn is None else turn.width for turn in (after, before))
         dtype = _name(module.dtype)
         return Form(path, "turned", rows, columns, dtype, transform=before, after=after)
+    if isinstance(module, TurnedChannels):
+        width, dtype = module.transform.width, _name(module.dtype)
+        return Form(
+            path,
+            "channels",
+            module.split * width,
+            width,
+            dtype,
+            transform=module.transform,
+            transposed=module.transposed,
+            axis=module.axis,
+        )
     return None
 
 

@@ -91,6 +91,8 @@ class _Online(nn.Module):
     def __init__(self, online: OnlineTransform) -> None:
         super().__init__()
         wide = torch.float32
+        # a tuple, so that its own tensors stay out of the export
+        self._online = (online,)
         second = min(online.power, LARGEST_FACTOR)
         self.register_buffer("signs", online.signs.to(wide))
         self.register_buffer("factor", online.factor.mT.to(wide).contiguous())
@@ -108,6 +110,10 @@ class _Online(nn.Module):
         if m > 1:
             y = torch.matmul(self.factor, y.reshape(*x.shape[:-1], n // (m * a * b), m, a * b))
         return y.reshape(x.shape).to(x.dtype)
+
+    def undo(self, weight_nk: Tensor) -> Tensor:
+        """As the transform itself: code around a layer may read its weight."""
+        return self._online[0].undo(weight_nk)
 
 
 def _sylvester(order: int) -> Tensor:

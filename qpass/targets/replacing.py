@@ -189,7 +189,12 @@ def _transform(after: Program, value: fx.Node) -> Transform | None:
     turn = turn_of(value)
     if not read.calls(value, torch.ops.qpass.hadamard.default) or (turn and turn.made):
         return None
-    weight = after.weight(read.value(value, "signs"))
+    return transform_of(after, value)
+
+
+def transform_of(after: Program, node: fx.Node) -> Transform | None:
+    """What a transform that a pass inserted is called; None for one that the model had."""
+    weight = after.weight(read.value(node, "signs"))
     first = weight.steps[0] if weight is not None and weight.steps else None
     return first.transform if isinstance(first, SignsOf) else None
 

@@ -2,25 +2,29 @@
 
 The input of a linear layer is turned by the layer that takes its place. The input of another module
 is turned back by a module around it, if it is the only value that the module is given, and what it
-returns is turned, if that is one value and all that read it want it so.
+returns is turned, if that is one value and all that read it want it so. The channels of a
+convolution are turned by a module around its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import fx, nn
 
-from qpass.analyze import find_inputs, find_matmuls
+from qpass.analyze import channels_turned, find_convolutions, find_inputs, find_matmuls
 from qpass.errors import Unsupported
 from qpass.ir import Program, read
 from qpass.rotations import Transform
+from qpass.targets.channels import TurnedChannels
 from qpass.targets.guard import is_guarded
 from qpass.targets.layers import Fixed
 from qpass.targets.record import record_of
-from qpass.targets.replaceable import has_hooks
-from qpass.targets.replacing import held
+from qpass.targets.replaceable import has_hooks, refusals
+from qpass.targets.replacing import held, transform_of
 from qpass.targets.turned import Turned
 from qpass.transform.turn import turn_of
 
@@ -72,7 +76,7 @@ def holds_turns(model: nn.Module, before: Program, after: Program) -> bool:
 
 
 def build_around(model: nn.Module, before: Program, after: Program) -> dict[str, nn.Module]:
-    """A module to stand around each one whose input is turned back or output turned, by path."""
+    """A module to stand around each one that gets or gives something turned, by path."""
     turns: dict[str, list[Transform | None]] = {}
     for node in after.graph.nodes:
         if (turn := turn_of(node)) is None:
@@ -83,12 +87,17 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
         elif turn.made:
             path = read.module_path(after.node(turn.value))
             turns.setdefault(path, [None, None])[1] = turn.transform
-    made, modules = dict[str, nn.Module](), _modules(model)
+    modules, made = _modules(model), dict[str, nn.Module]()
+    for path, turn in _turned_channels(model, before, after).items():
+        module = model.get_submodule(path)
+        made[path] = turn.around(module, _dtype(model, module))
     for path, (back, onward) in turns.items():
         changed = [
             owner.path
             for use, owner in before.owners.items()
-            if owner.module == path and after.weights.get(use) != before.weights[use]
+            if owner.module == path
+            and path not in made
+            and after.weights.get(use) != before.weights[use]
         ]
         if changed or not _may_stand_around(model, modules, path):
             raise Unsupported(
@@ -96,8 +105,58 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
                 "  leave the regions that it reads and makes unrotated"
             )
         module = model.get_submodule(path)
-        made[path] = Turned(module, back, onward, _dtype(model, module))
+        inner = made.get(path, module)
+        made[path] = Turned(inner, back, onward, _dtype(model, module))
     return made
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Channels:
+    """How the channels of a convolution are turned."""
+
+    transform: Transform
+    axis: int
+    groups: int
+    transposed: bool
+
+    def around(self, module: nn.Module, dtype: torch.dtype) -> TurnedChannels:
+        """The module that turns what a convolution is given."""
+        return TurnedChannels(
+            module,
+            self.transform,
+            dtype,
+            axis=self.axis,
+            groups=self.groups,
+            transposed=self.transposed,
+        )
+
+
+def _turned_channels(model: nn.Module, before: Program, after: Program) -> dict[str, _Channels]:
+    """The convolutions whose channels a pass turns, by the path of their modules."""
+    found: dict[str, _Channels] = {}
+    uses: dict[str, str] = {}
+    for convolution in find_convolutions(after):
+        owner = after.owners.get(convolution.use)
+        node = channels_turned(after, convolution)
+        transform = None if node is None else transform_of(after, node)
+        if transform is None or owner is None:
+            continue
+        axis, transposed = convolution.channel, convolution.reads == 0
+        turn = _Channels(transform, axis, convolution.groups, transposed)
+        if found.setdefault(owner.module, turn) != turn:
+            raise Unsupported(
+                f"{owner.module}: is called twice and would have to differ between its calls\n"
+                "  leave its input unrotated"
+            )
+        uses[convolution.use] = owner.module
+    refused = refusals(model, before) if found else {}
+    for use, path in uses.items():
+        if (why := refused.get(use)) is not None:
+            raise Unsupported(
+                f"{path}: no module can be put around it: {why}\n  leave its input unrotated"
+            )
+    return found
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

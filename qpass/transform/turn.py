@@ -94,15 +94,27 @@ def turned(
     return result
 
 
-def turned_along(program: Program, value: fx.Node, transform: Transform, axis: int) -> fx.Node:
-    """Insert the transform of any axis of a value behind it."""
+def turned_along(
+    program: Program, value: fx.Node, transform: Transform, axis: int, groups: int = 1
+) -> fx.Node:
+    """Insert the transform of any axis of a value behind it, or of each of its groups."""
     last = len(read.shape(value)) - 1
-    if axis == last:
+    if axis == last and groups == 1:
         return turned(program, value, transform)
-    before = edit.after(program, value)
-    moved = edit.call(program, before, aten.transpose.int, value, axis, last, like=value)
-    result = turned(program, moved, transform)
-    made = edit.call(program, before, aten.transpose.int, result, axis, last, like=value)
+    before, moved = edit.after(program, value), value
+
+    def call(target: Callable[..., object], x: fx.Node, *args: object) -> fx.Node:
+        return edit.call(program, before, target, x, *args, like=value)
+
+    if axis != last:
+        moved = call(aten.transpose.int, moved, axis, last)
+    if groups > 1:
+        moved = call(aten.unflatten.int, moved, last, [groups, transform.width])
+    made = turned(program, moved, transform)
+    if groups > 1:
+        made = call(aten.flatten.using_ints, made, last, last + 1)
+    if axis != last:
+        made = call(aten.transpose.int, made, axis, last)
     made.meta[edit.TURN] = Turn(value.name, transform, inverse=False, made=False)
     return made
 

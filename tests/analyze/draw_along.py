@@ -47,10 +47,18 @@ def _pad(draw: Draw, target: Any) -> Call:
     return Call(target, (tensor(draw, full), ends, *mode, value))
 
 
-@draws(aten.reflection_pad1d.default, aten.replication_pad1d.default)
-def _pad_one(draw: Draw, target: Any) -> Call:
-    full = (*shape(draw, 1, 2), draw(st.sampled_from((3, 5, 6))))
-    return Call(target, (tensor(draw, full), [draw(ENDS), draw(ENDS)]))
+@draws(
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+)
+def _pad_places(draw: Draw, target: Any) -> Call:
+    places = int(str(target).partition("_pad")[2][0])
+    full = (*shape(draw, 1, 2), *(draw(st.sampled_from((3, 5))) for _ in range(places)))
+    return Call(target, (tensor(draw, full), [draw(ENDS) for _ in range(2 * places)]))
 
 
 @draws(aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)

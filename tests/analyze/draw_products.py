@@ -324,6 +324,19 @@ def _convolution(draw: Draw, target: Any) -> Call:
     return Call(target, tuple(operands), {"padding": padding, "groups": groups})
 
 
+@draws(
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+def _transposed_convolution(draw: Draw, target: Any) -> Call:
+    (x, weight, *bias), groups = _convolved(draw, int(str(target)[len("aten.conv_transpose")]))
+    # transposed weights are stored [in, out of a group]
+    made, taken, *sizes = weight.shape
+    kernel = tensor(draw, (taken * groups, made // groups, *sizes))
+    return Call(target, (x, kernel, *bias), {"groups": groups, "stride": [2]})
+
+
 @draws(aten.convolution.default)
 def _inner_convolution(draw: Draw, target: Any) -> Call:
     operands, groups = _convolved(draw, 2)

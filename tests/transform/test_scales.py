@@ -114,8 +114,8 @@ def test_a_vision_model_with_layer_scales_folds() -> None:
     want = model(**x).last_hidden_state
     report = qpass.rotate(model, x)
     assert report.max_error <= EXACT
-    # one to turn back in front of the last norm, and the inner width of each layer
-    assert len(report.online) == 1 + 2
+    # the channels of the image, one to turn back in front of the last norm, and the inner widths
+    assert report.online == (3, 36, 72, 72)
     assert report.coverage.folded > 0.6
     got = model(**x).last_hidden_state
     assert (got - want).abs().max() <= 1e-9 * want.abs().max()

@@ -33,7 +33,11 @@ def _summed(node: fx.Node, c: Constraints) -> None:
     aten.constant_pad_nd.default,
     aten.pad.default,
     aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
     aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
 )
 def _padded(node: fx.Node, c: Constraints) -> None:
     ends = read.sizes(node, "pad" if read.has(node, "pad") else "padding")
