@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from qpass.rotations import Transform
+from qpass.targets.convolved import given_name
 from qpass.targets.crossing import gated
 from qpass.targets.layers import OnlineTransform
 
 
 @final
 class TurnedChannels(nn.Module):
-    """`inner(x R)`, with R for each of the groups of channels along an axis of x.
+    """`inner(x R)`, with R for each of the groups of channels along an axis of its first argument.
 
     The axis is counted from the last. `transposed` says that the weight begins with the channels
     that it reads.
@@ -36,6 +37,8 @@ class TurnedChannels(nn.Module):
         self.split = groups
         self.transposed = transposed
         self.dtype = dtype
+        # masks and the like are what they were
+        self.given = given_name(inner)
         self.inner = inner
         self.online = OnlineTransform(transform, dtype)
         # strides, paddings and the like, which code around a convolution may ask for
@@ -61,13 +64,11 @@ class TurnedChannels(nn.Module):
 
     @gated
     def forward(self, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401  as the module has them
-        given = [self._turned(arg) for arg in args]
-        named = {name: self._turned(arg) for name, arg in kwargs.items()}
-        return self.inner(*given, **named)
+        if args:
+            return self.inner(self._turned(args[0]), *args[1:], **kwargs)
+        return self.inner(**{**kwargs, self.given: self._turned(kwargs[self.given])})
 
-    def _turned(self, x: object) -> object:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
+    def _turned(self, x: Tensor) -> Tensor:
         y = x.transpose(self.axis, -1)
         if self.split == 1:
             return self.online(y).transpose(self.axis, -1)

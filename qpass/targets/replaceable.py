@@ -1,26 +1,15 @@
-"""Which modules can be replaced: those that do nothing but one product or one look-up.
-
-A module that does nothing but convolve may have another around it, which turns its channels.
-"""
+"""Which modules can be replaced: those that do nothing but one product or one look-up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 
-from qpass.analyze import (
-    Convolution,
-    Matmul,
-    channels_turned,
-    find_convolutions,
-    find_matmuls,
-    find_tables,
-)
-from qpass.ir import Block, ChangeBasis, Owner, Permute, Program, read
-from qpass.rotations import Transform
+from qpass.analyze import Matmul, find_matmuls, find_tables
+from qpass.ir import Owner, Permute, Program, read
+from qpass.targets.convolved import has_hooks, unturnable
 from qpass.targets.crossing import inside
 from qpass.targets.guard import is_guarded
 from qpass.targets.layers import RotatedLinear
@@ -71,7 +60,7 @@ def refusals(model: nn.Module, program: Program) -> dict[str, str]:
         why = why or _table(model, program, use)
         if why is not None:
             found[use] = why
-    found |= _convolutions(model, program, nodes)
+    found |= unturnable(model, program, nodes, PROBE_LIMIT)
     return _spread(program, found, [*(m.use for m in matmuls), *find_tables(program)])
 
 
@@ -101,17 +90,13 @@ def _structure(
     use: str,
     core: Set[str],
     nodes: Mapping[str, list[fx.Node]],
-    around: Sequence[object] = _SHAPES,
 ) -> str | None:
-    """Why the graph, or the module's own state, says that the module does more than `core`.
-
-    Operators `around` it do not matter, and neither do numbers.
-    """
+    """Why the graph, or the module's own state, says that the module does more than `core`."""
     owner = program.owners.get(use)
     if owner is None or owner.module == "":
         return "it is computed in the model's own forward"
     for node in nodes.get(owner.module, []):
-        if node.name not in core and read.fake(node) is not None and not read.calls(node, *around):
+        if node.name not in core and not read.calls(node, *_SHAPES):
             return f"{owner.module} also computes {read.target_name(node)}"
     inside = {node.name for node in nodes.get(owner.module, [])}
     uses = (program.node(u) for u, o in program.owners.items() if o.module == owner.module)
@@ -129,71 +114,6 @@ def _structure(
     if has_hooks(module):
         return f"{owner.module} has hooks; register them after qpass has run"
     return None
-
-
-def _convolutions(
-    model: nn.Module, program: Program, nodes: Mapping[str, list[fx.Node]]
-) -> dict[str, str]:
-    """For each convolution whose module can have none around it that turns its channels."""
-    convolutions = find_convolutions(program)
-    cores: dict[Owner | None, set[str]] = {}
-    for convolution in convolutions:
-        core = cores.setdefault(program.owners.get(convolution.use), set())
-        core.add(convolution.node)
-        # what its module pads lies between the value that it is given and the convolution
-        node = program.node(convolution.reader)
-        while node.name != convolution.node:
-            core.add(node.name)
-            (node,) = node.users
-    found: dict[str, str] = {}
-    for convolution in convolutions:
-        owner = program.owners.get(convolution.use)
-        if channels_turned(program, convolution) is not None:
-            continue
-        why = _structure(model, program, convolution.use, cores[owner], nodes, ())
-        why = why or _convolves(model, program, convolution)
-        if why is not None:
-            found[convolution.use] = why
-    return found
-
-
-def _convolves(model: nn.Module, program: Program, convolution: Convolution) -> str | None:
-    """Why a module does not undo for its weight what happens to its channels, or None."""
-    owner = program.owners[convolution.use]
-    if owner.prefix:
-        return f"{owner.path} is changed before it is used"
-    module = model.get_submodule(owner.module)
-    weight = _stored(module, owner)
-    if weight.is_meta or convolution.width == 1:
-        return None
-    transform = Transform("hadamard", convolution.width)
-    step = ChangeBasis(transform, convolution.reads, convolution.block)
-    places = len(weight.shape) - 2
-    sizes = [read.hint(size) for size in read.shape(program.node(convolution.value))]
-    generator = torch.Generator().manual_seed(0)
-    # one image will do
-    sizes = sizes[-places - 1 :]
-    x = torch.randn(1, *sizes, generator=generator, dtype=torch.float64)
-    channels = Block(0, (convolution.groups, convolution.width), (convolution.width, 1))
-    turned = ChangeBasis(transform, 1, channels).apply(x, {})
-    with torch.no_grad(), inside():
-        want: object = module(x.to(weight.dtype))
-        absorbed = {owner.attribute: step.apply(weight.double(), {}).to(weight.dtype)}
-        got: object = functional_call(module, absorbed, (turned.to(weight.dtype),))
-    if not isinstance(want, Tensor) or not isinstance(got, Tensor):
-        return f"{owner.module} does not return the result of its convolution alone"
-    if not (error := _distance(got, want)) <= PROBE_LIMIT[want.dtype]:
-        return f"{owner.module} does not compute a plain convolution (differs by {error:.0e})"
-    return None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _linear(model: nn.Module, program: Program, matmul: Matmul) -> str | None:
@@ -236,15 +156,10 @@ def _differs(owner: Owner, module: nn.Module, given: Tensor, want: Tensor) -> st
         return f"{owner.module} does not return the product alone"
     if want.is_meta:
         return None
-    if not (error := _distance(got, want)) <= PROBE_LIMIT[want.dtype]:
-        return f"{owner.module} does not compute a plain product (differs by {error:.0e})"
+    error = (got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-30)
+    if not float(error) <= PROBE_LIMIT[want.dtype]:
+        return f"{owner.module} does not compute a plain product (differs by {float(error):.0e})"
     return None
-
-
-def _distance(got: Tensor, want: Tensor) -> float:
-    """The largest difference, relative to the largest entry."""
-    largest = want.double().abs().max().clamp(min=1e-30)
-    return float((got.double() - want.double()).abs().max() / largest)
 
 
 def _stored(module: nn.Module, owner: Owner) -> Tensor:

@@ -20,10 +20,11 @@ from qpass.errors import Unsupported
 from qpass.ir import Program, read
 from qpass.rotations import Transform
 from qpass.targets.channels import TurnedChannels
+from qpass.targets.convolved import has_hooks
 from qpass.targets.guard import is_guarded
 from qpass.targets.layers import Fixed
 from qpass.targets.record import record_of
-from qpass.targets.replaceable import has_hooks, refusals
+from qpass.targets.replaceable import refusals
 from qpass.targets.replacing import held, transform_of
 from qpass.targets.turned import Turned
 from qpass.transform.turn import turn_of

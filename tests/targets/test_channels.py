@@ -285,6 +285,31 @@ class Scaled(nn.Conv2d):
         return super().forward(x.clamp(min=0))
 
 
+class Skipping(nn.Conv2d):
+    """A convolution with a path around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+class Causal(nn.Conv1d):
+    """A convolution of what came before, with a mask that is convolved, too."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        y = 0.5 * super().forward(functional.pad(x, (2, 0)))
+        return (y, None) if mask is None else (y * mask.unsqueeze(1), mask.flip(-1))
+
+
+class Recorder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Causal(6, 8, 3), Causal(8, 5, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y, mask = self.first(x=x, mask=mask)
+        return self.second(functional.silu(y), mask)[0]
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weight is computed when it is used."""
 
@@ -304,7 +329,14 @@ class Otherwise(nn.Conv2d):
     ("build", "why"),
     [
         (Functional, "its input is not rotated: it is computed in the model's own forward"),
-        (lambda: nn.Sequential(Scaled(6, 5, 3)), "its input is not rotated: 0 also computes"),
+        (
+            lambda: nn.Sequential(Scaled(6, 5, 3)),
+            "its input is not rotated: 0 makes what it convolves",
+        ),
+        (
+            lambda: nn.Sequential(Skipping(6, 6, 1)),
+            "its input is not rotated: 0 does not only convolve what it is given",
+        ),
     ],
 )
 def test_what_no_module_can_hold_is_declined(build: Callable[[], nn.Module], why: str) -> None:
@@ -352,3 +384,17 @@ def test_weights_that_are_tied_stay_tied() -> None:
     assert len(turned(model)) == 2
     assert model[0].inner.weight is model[2].inner.weight
     assert distance(model, ref, x) <= LIMIT
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_else_a_convolution_takes_and_makes_is_left_alone(*, masked: bool) -> None:
+    model = Recorder().double().eval()
+    randomise(model, 0)
+    ref = copy.deepcopy(model)
+    # as many places as channels
+    x, mask = seeded(2, 6, 6), seeded(2, 6)
+    qpass.rotate(model, (x, mask) if masked else x)
+    assert turned(model).keys() == {"first", "second"}
+    with torch.no_grad():
+        for call in ((x, mask), (x,), (x[:1], mask[:1])):
+            assert torch.allclose(model(*call), ref(*call), rtol=0, atol=LIMIT)
