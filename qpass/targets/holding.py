@@ -6,6 +6,7 @@ Code that reads the weight gets what stands for it; the module's own tables hold
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 
 from qpass.analyze import Meeting, find_inputs, find_matmuls
 from qpass.errors import Unsupported
-from qpass.ir import Owner, Permute, Program
+from qpass.ir import Owner, Permute, Program, Reshape
 from qpass.rotations import Transform
 from qpass.targets.fixed import Fixed
 from qpass.targets.layers import OnlineTransform
 from qpass.targets.standin import StandIn, Watch
-from qpass.targets.stored import stored_axis
 from qpass.transform.turn import turn_of
 
 # the attribute of a class that reads weights by stand-ins: the axis of each by its name
@@ -55,7 +55,7 @@ def find_holdings(model: nn.Module, after: Program, layers: Iterable[str]) -> tu
             continue
         transforms = {_transform(after, meeting) for meeting in meetings}
         for transform in transforms:
-            axis = stored_axis(owner, meetings[0].reads)
+            axis = _stored(after, meetings[0])
             holding = None
             if transform is not None and axis is not None:
                 holding = Holding(owner.module, owner.attribute, axis, transform)
@@ -189,9 +189,30 @@ def find_holdable(
 
 
 def _stored(program: Program, meeting: Meeting) -> int | None:
-    owner = program.owners[meeting.use]
-    moved = all(isinstance(step, Permute) for step in owner.prefix)
-    return stored_axis(owner, meeting.reads) if moved else None
+    """The axis of the stored tensor which a product sums over; None where there is no such axis."""
+    owner, source = program.owners[meeting.use], program.weights[meeting.use].source
+    if source is None:
+        return None
+    shapes = [tuple(program.sources[source].shape)]
+    for step in owner.prefix:
+        if isinstance(step, Permute):
+            shapes.append(tuple(shapes[-1][i] for i in step.order))
+        elif isinstance(step, Reshape):
+            shapes.append(step.shape)
+        else:
+            return None
+    axis: int | None = meeting.reads
+    for step, old, new in zip(owner.prefix[::-1], shapes[-2::-1], shapes[:0:-1], strict=True):
+        if axis is not None:
+            axis = step.order[axis] if isinstance(step, Permute) else _regrouped(old, new, axis)
+    return axis
+
+
+def _regrouped(old: tuple[int, ...], new: tuple[int, ...], axis: int) -> int | None:
+    """Which axis of a shape is an axis of the shape that it was viewed as."""
+    ahead = math.prod(new[:axis])
+    same = (i for i, n in enumerate(old) if n == new[axis] and math.prod(old[:i]) == ahead)
+    return next(same, None)
 
 
 def _holds(model: nn.Module, program: Program, owner: Owner, path: str) -> bool:

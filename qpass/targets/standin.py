@@ -255,6 +255,16 @@ class StandIn:
     def type_as(self, other: Tensor) -> StandIn:
         return self._with(self._held.type_as(other), self._axis)
 
+    def type(self, dtype: Any = None) -> Any:  # noqa: ANN401  as a tensor's
+        changed = self._held.type(dtype)
+        return changed if isinstance(changed, str) else self._with(changed, self._axis)
+
+    def half(self) -> StandIn:
+        return self._with(self._held.half(), self._axis)
+
+    def bfloat16(self) -> StandIn:
+        return self._with(self._held.bfloat16(), self._axis)
+
     def float(self) -> StandIn:
         return self._with(self._held.float(), self._axis)
 
@@ -301,6 +311,7 @@ _NAMES = (
     "t",
     "to",
     "transpose",
+    "type",
     "type_as",
     "unbind",
     "unsqueeze",

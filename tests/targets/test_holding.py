@@ -91,6 +91,24 @@ class Summed(Stacked):
         return torch.einsum("bti,edi->btd", h, self.down)
 
 
+class Heads(Block):
+    """One axis goes in, and two come out."""
+
+    def shape(self) -> tuple[int, ...]:
+        return (INNER, 2, WIDTH // 2)
+
+    def mixed(self, h: Tensor) -> Tensor:
+        return torch.einsum("bti,ihd->bthd", h, self.down).flatten(-2)
+
+
+class Typed(Block):
+    """A product in another type than the weight's."""
+
+    def mixed(self, h: Tensor) -> Tensor:
+        weight = self.down.type(torch.float64).to(h.device)
+        return functional.linear(h.type(torch.float64), weight)
+
+
 class Columns(Block):
     """`[in, out]`, with a bias that the product adds."""
 
@@ -126,7 +144,7 @@ class Routed(Stacked):
         return torch.einsum("bte,bti,edi->btd", self.gate(h), h, self.down)
 
 
-HELD = (Functional, Transposed, OnTheLeft, Stacked, Sent, LookedUp, Summed, Columns)
+HELD = (Functional, Transposed, OnTheLeft, Stacked, Sent, LookedUp, Summed, Heads, Typed, Columns)
 
 
 def made(kind: type[nn.Module]) -> nn.Module:
