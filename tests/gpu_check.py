@@ -24,6 +24,7 @@ MARK = "RESULT "
 Row = dict[str, Any]
 # seconds
 PART_LIMIT = 150
+DECODE_LIMIT = 240
 WHOLE_LIMIT = 460
 # parts that only check, not time, share the GPU
 AT_ONCE = 6
@@ -76,7 +77,8 @@ def _parts() -> list[str]:
 
 def _apart(name: str, deadline: float) -> list[Row]:
     """Run a part in another process; whatever becomes of it is a row."""
-    left = min(PART_LIMIT, deadline - time.monotonic())
+    most = DECODE_LIMIT if name == "decode" else PART_LIMIT
+    left = min(most, deadline - time.monotonic())
     if left < 5:
         return [{"part": name, "ok": False, "why": "no time left"}]
     begun = time.monotonic()

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import qpass
 
 Row = dict[str, Any]
-# bfloat16 activations against the same in another order
-BOUND = 0.03
+# bfloat16 activations, summed and fused in another order, which moves some of their codes
+BOUND = 0.06
 # what decoding with 4-bit weights gains on bfloat16, both in CUDA graphs
 BAR = 1.8
 
