@@ -154,7 +154,7 @@ def _warps(tile: dict[str, int], target: Target) -> int:
     return min(threads // target.warp, max(1, _values(tile) // (32 * target.warp)))
 
 
-def _geometry(call: Call) -> tuple[int, int, int]:
+def geometry(call: Call) -> tuple[int, int, int]:
     """Width, order of the factor and order of the Sylvester matrix."""
     n = call["x"].shape[-1]
     factor = call["factor"]
@@ -162,7 +162,8 @@ def _geometry(call: Call) -> tuple[int, int, int]:
     return (n, 1, n) if factor is None else (n, factor.shape[0], call["power"])
 
 
-def _accepts(call: Call) -> str | None:
+def refused(call: Call) -> str | None:
+    """Why no kernel for rows serves a call, or None; what is wrong the definition will say."""
     x, signs, factor = call["x"], call["signs"], call["factor"]
     if x.dtype not in FLOATS:
         return f"rows of {x.dtype}; it reads float32, bfloat16 and float16"
@@ -172,18 +173,29 @@ def _accepts(call: Call) -> str | None:
         return "a transform needs both signs and factor"
     if call.operator == "quantize_rows" and not 2 <= call["bits"] <= 8:
         return f"codes of {call['bits']} bits; it makes 2 to 8"
-    n, m, power = _geometry(call)
-    if signs is not None:
-        if signs.dtype is not torch.float32 or factor.dtype is not torch.float32:
-            return f"signs in {signs.dtype} and a factor in {factor.dtype}; it reads float32"
-        if power < 1 or power & (power - 1) or n % (m * power) or factor.shape != (m, m):
-            return f"no transform of width {n}: {tuple(factor.shape)} and {power}"
-        if signs.shape != (n,):
-            return f"{tuple(signs.shape)} signs for width {n}"
-        if m > LARGEST_FACTOR:
-            return f"a factor of order {m}; it multiplies by orders up to {LARGEST_FACTOR}"
-    padded = triton.next_power_of_2(n) if signs is None else power
-    values = _values(_tile(1 if signs is None else n // (m * power), m, padded))
+    if signs is None:
+        return None
+    n, m, power = geometry(call)
+    if signs.dtype is not torch.float32 or factor.dtype is not torch.float32:
+        return f"signs in {signs.dtype} and a factor in {factor.dtype}; it reads float32"
+    if power < 1 or power & (power - 1) or n % (m * power) or factor.shape != (m, m):
+        return f"no transform of width {n}: {tuple(factor.shape)} and {power}"
+    if signs.shape != (n,):
+        return f"{tuple(signs.shape)} signs for width {n}"
+    if not (signs.is_contiguous() and factor.is_contiguous()):
+        return "signs or a factor with gaps"
+    return None
+
+
+def _accepts(call: Call) -> str | None:
+    if (why := refused(call)) is not None:
+        return why
+    n, m, power = geometry(call)
+    if m > LARGEST_FACTOR:
+        return f"a factor of order {m}; it multiplies by orders up to {LARGEST_FACTOR}"
+    rotated = call["signs"] is not None
+    padded = power if rotated else triton.next_power_of_2(n)
+    values = _values(_tile(n // (m * power) if rotated else 1, m, padded))
     if values > MOST_VALUES:
         return f"a row of {n} fills {values} places; a program holds {MOST_VALUES}"
     return None
@@ -192,7 +204,7 @@ def _accepts(call: Call) -> str | None:
 def _launch(call: Call):
     x, signs, factor = call["x"], call["signs"], call["factor"]
     bits = call["bits"] if call.operator == "quantize_rows" else 0
-    n, _, power = _geometry(call)
+    n, _, power = geometry(call)
     rows_rn = x.reshape(-1, n)
     if rows_rn.stride(-1) != 1:
         rows_rn = rows_rn.contiguous()
@@ -225,8 +237,8 @@ def _precision(tile: dict[str, int], target: Target) -> str:
     return "ieee" if tile["M"] <= SLICE or target.backend != "cuda" else "tf32x3"
 
 
-def _cost(call: Call) -> Cost:
-    x, (n, m, power) = call["x"], _geometry(call)
+def rows_cost(call: Call) -> Cost:
+    x, (n, m, power) = call["x"], geometry(call)
     quantizes = call.operator == "quantize_rows"
     rows = x.numel() // n
     written = n + 4 if quantizes else n * x.element_size()
@@ -271,7 +283,7 @@ def _builds(operator: str, bits: tuple[int, ...], target: Target) -> list[Build]
                     stages=1,
                     divisible=frozenset({"rows", "stride", "n"}),
                     fusion=False,
-                    cost=_cost(_example(operator, n, m, power, b, target)),
+                    cost=rows_cost(_example(operator, n, m, power, b, target)),
                     programs=triton.cdiv(ROWS, tile["R"]),
                 )
             )  # fmt: skip
@@ -284,7 +296,7 @@ KERNELS.add(
         operator="hadamard",
         accepts=_accepts,
         launch=_launch,
-        cost=_cost,
+        cost=rows_cost,
         builds=lambda target: _builds("hadamard", (0,), target),
     )
 )
@@ -294,7 +306,7 @@ KERNELS.add(
         operator="quantize_rows",
         accepts=_accepts,
         launch=_launch,
-        cost=_cost,
+        cost=rows_cost,
         builds=lambda target: _builds("quantize_rows", (8, 4), target),
     )
 )

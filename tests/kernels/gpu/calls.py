@@ -32,6 +32,8 @@ ROTATED = (
 PLAIN = (((5,), 7), ((3,), 1), ((2, 3), 100), ((1,), 129), ((0,), 16), ((17,), 33), ((1,), 512))
 
 
+# (rows, blocks, p) of one block and of several
+TALL = ((257, 1, 128), (300, 3, 128), (256, 1, 256), (259, 5, 128), (258, 2, 128), (261, 1, 512))
 # (leading axes of x, out features, groups, columns of a group)
 LINEAR = (
     ((1,), 17, 3, 8),
@@ -117,6 +119,20 @@ def quantizations() -> Iterator[Case]:
         dtype = FLOATS[i % 3]
         name = f"quantize-{lead}-{n}-{dtype}"
         yield Case(name, "quantize_rows", (rows((*lead, n), dtype, random(name)), 8 - 2 * (i % 3)))
+    # enough rows for programs that stay: of one block, of three, and of 16-bit floats both
+    for i, (r, blocks, p) in enumerate(
+        TALL
+    ):
+        for bits in (8, 4, 0):
+            dtype = FLOATS[1 + (i + bits // 4) % 2]
+            name = f"tall-{r}-{blocks}x{p}-{bits}-{dtype}"
+            g, n = random(name), blocks * p
+            x, rest = rows((r, n), dtype, g), (*transform(n, 1, g), p)
+            yield (
+                Case(name, "quantize_rows", (x, bits, *rest))
+                if bits
+                else Case(name, "hadamard", (x, *rest))
+            )
     g = random("strided")
     apart = rows((6, 40), torch.float32, g)
     yield Case("quantize-rows-apart", "quantize_rows", (apart[::2, :24], 8))
