@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.tiles import Tile, best
 from qpass._kernels.gpu.weights import (
     FLOATS,
-    Packed,
     cost,
     flat,
     matrix_build,
@@ -140,8 +140,7 @@ def _accepts(call: Call) -> str | None:
 def configure(packed: Packed, m: int, target: Target) -> tuple[Tile, int]:
     """The tile, and the number of shares of the columns."""
     tiles = candidates(packed.bits, packed.scaled)
-    shape = (m, packed.n, packed.k)
-    return best("linear_codes_matrix", tiles, target, "int8", shape, packed.bits, 1)
+    return best("linear_codes_matrix", tiles, target, "int8", packed, m, 1)
 
 
 def run(call: Call, tile: Tile, shares: int) -> Tensor:

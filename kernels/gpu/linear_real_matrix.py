@@ -10,10 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.tiles import Tile, best
 from qpass._kernels.gpu.weights import (
     FLOATS,
-    Packed,
     cost,
     flat,
     has_ptx,
@@ -136,8 +136,7 @@ def configure(packed: Packed, m: int, dtype: torch.dtype, target: Target) -> tup
     """The tile, and the number of shares of the columns."""
     kind = "fp32" if dtype is torch.float32 else "bf16"
     tiles = candidates(packed.bits, packed.scaled, dtype)
-    shape = (m, packed.n, packed.k)
-    return best("linear_real_matrix", tiles, target, kind, shape, packed.bits, dtype.itemsize)
+    return best("linear_real_matrix", tiles, target, kind, packed, m, dtype.itemsize)
 
 
 def run(call: Call, tile: Tile, shares: int) -> Tensor:

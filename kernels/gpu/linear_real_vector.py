@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
-from qpass._kernels.gpu.weights import FLOATS, Packed, cost, refuse_weight, rows_of
+from qpass._kernels.gpu.packed import Packed
+from qpass._kernels.gpu.weights import FLOATS, cost, refuse_weight, rows_of
 from qpass._kernels.gpu.words import column
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
@@ -135,7 +136,7 @@ def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:
         call["group_scales"], call["group_offsets"], call["bias"], target,
         packed.n, packed.lines, packed.groups, packed.width,
         BITS=packed.bits, GROUP_LINES=packed.group_lines, EVEN=even, PAIRS=pairs,
-        WHOLE=packed.lines % (lines * shares) == 0, SHARES=shares, BL=lines, num_warps=warps,
+        WHOLE=packed.lines % (lines * shares) == 0, SHARES=shares, BL=lines, num_warps=warps * 32 // call.target.warp,
     )  # fmt: skip
     if shares > 1:
         finish(target, call["row_scales"], None, call["bias"], out)

@@ -6,10 +6,13 @@ The candidates are few; a rough model of time ranks them. `OVERRIDES` has the la
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from qpass._kernels.gpu.packed import Packed
 from qpass.runtime.target import Target
 
 
@@ -32,23 +35,58 @@ class Tile:
 
 OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}
 
+# the largest tile whose sums 8 warps of an NVIDIA GPU hold in registers beside all else, and the
+# largest where the sums of a group are held beside the total
+_LARGEST = {"sm_90": (128 * 256, 128 * 128), "sm_100": (128 * 128, 128 * 128)}
+_USUAL = (128 * 128, 64 * 128)
+
+
+def fit(tile: Tile, group_lines: int, bits: int, target: Target) -> Tile:
+    """The tile with steps that end where groups do, if they can, and with the stages of a target.
+
+    A step has at least 32 columns, which is what products of bytes take at once.
+    """
+    lines = tile.lines
+    if group_lines % lines:
+        whole = group_lines & -group_lines
+        lines = min(
+            lines, whole if whole >= bits else max(bits, 2 ** (group_lines - 1).bit_length())
+        )
+    # compilers for AMD keep what is not yet used in registers
+    stages = 2 if target.backend == "hip" else tile.stages + (lines < tile.lines)
+    return dataclasses.replace(tile, lines=lines, stages=stages)
+
+
+def shared(tile: Tile, bits: int, size: int) -> int:
+    """About how many bytes of shared memory a tile takes, when an element of x takes `size`."""
+    columns = tile.lines * 32 // bits
+    step = tile.outputs * tile.lines * 4 + tile.rows * columns * size
+    return tile.stages * step + tile.outputs * columns * size
+
 
 def best(
     kernel: str,
-    candidates: tuple[Tile, ...],
+    candidates: Sequence[Tile],
     target: Target,
     kind: str,
-    shape: tuple[int, int, int],
-    bits: int,
+    packed: Packed,
+    m: int,
     size: int,
 ) -> tuple[Tile, int]:
-    """The tile and the number of shares of the columns for x `[m, k]` and n outputs.
+    """The tile and the number of shares of the columns for m rows of x.
 
-    `size` is the bytes of one element of x.
+    `kind` says which products are used, `size` is the bytes of one element of x.
     """
-    m, n, k = shape
+    bits, n, k = packed.bits, packed.n, packed.k
     if (override := OVERRIDES.get((kernel, target.name, m, n, k))) is not None:
         return override
+    fitted = [fit(tile, packed.group_lines, bits, target) for tile in candidates]
+    largest = _LARGEST.get(target.name, _USUAL)[packed.scaled]
+    legal = [
+        tile
+        for tile in fitted
+        if shared(tile, bits, size) <= target.shared and tile.rows * tile.outputs <= largest
+    ]
     rate = target.peak.get(kind, target.peak["fp32"]) / target.multiprocessors
     bandwidth = target.bandwidth / target.multiprocessors
 
@@ -61,12 +99,12 @@ def best(
         one = max(moved / bandwidth, done / (0.7 * rate)) + 4e-7
         # a multiprocessor that has one program only waits for it
         waves = max(tiles * shares / target.multiprocessors, 2.0)
-        spill = 0.0 if shares == 1 else 2e-6 + shares * m * n * 8 / target.bandwidth
-        return math.ceil(waves) * one + spill
+        apart = 0.0 if shares == 1 else 2e-6 + shares * m * n * 8 / target.bandwidth
+        return math.ceil(waves) * one + apart
 
     def splits(tile: Tile) -> tuple[int, ...]:
-        chunks = math.ceil(k / (tile.lines * 32 // bits))
+        chunks = packed.groups * math.ceil(packed.group_lines / tile.lines)
         return tuple(s for s in (1, 2, 4, 8, 16) if s == 1 or s * 2 <= chunks)
 
-    choices = [(tile, s) for tile in candidates for s in splits(tile)]
+    choices = [(tile, s) for tile in legal for s in splits(tile)]
     return min(choices, key=lambda choice: seconds(*choice))

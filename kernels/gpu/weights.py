@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.tiles import Tile
 from qpass.errors import BadInput
 from qpass.ops.linear import check_linear
@@ -23,45 +23,6 @@ TYPES = {
     torch.float16: "fp16",
     torch.int8: "i8",
 }
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """The sizes of a packed weight; see `qpass/ops/packing.py` for the layout."""
-
-    bits: int
-    k: int
-    n: int
-    lines: int
-    groups: int
-    scaled: bool
-
-    @staticmethod
-    def of(call: Call) -> Packed:
-        scales = call["group_scales"]
-        return Packed(
-            call["bits"],
-            call["in_features"],
-            call["out_features"],
-            call["weight"].shape[1],
-            1 if scales is None else scales.shape[1],
-            scales is not None,
-        )
-
-    @property
-    def step(self) -> int:
-        """Columns of a line."""
-        return 32 // self.bits
-
-    @property
-    def width(self) -> int:
-        """Columns of a group."""
-        return self.k // self.groups
-
-    @property
-    def group_lines(self) -> int:
-        return self.lines // self.groups
 
 
 def rows_of(x: Tensor) -> int:
@@ -156,7 +117,7 @@ def matrix_build(
         function=function,
         signature={name: kind for name, kind in signature.items() if name not in constants},
         constants=constants,
-        warps=tile.warps * 32 // target.warp,
+        warps=tile.warps,
         stages=tile.stages,
         mma=None if kind == "fp32" else kind,
         divisible=frozenset(("n", "lines", "groups", "group_lines", "width", "stride")),
