@@ -28,6 +28,7 @@ DECODE_LIMIT = 240
 WHOLE_LIMIT = 460
 # parts that only check, not time, share the GPU
 AT_ONCE = 6
+COMPILERS = 12
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--part", help="run one part in this process")
     parser.add_argument("--only", help="parts whose name contains this", default="")
+    parser.add_argument("--tune", help="time all configurations of these operators", nargs="*")
     parser.add_argument("--limit", type=float, help="seconds for everything", default=WHOLE_LIMIT)
     options = parser.parse_args()
     if options.part:
@@ -52,6 +54,13 @@ def main() -> int:
             options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     names = [name for name in _parts() if options.only in name or name == "limits"]
+    if options.tune is not None:
+        names = ["limits"]
+        with concurrent.futures.ThreadPoolExecutor(COMPILERS) as pool:
+            warm = [f"warm:{o}:{i}" for o in options.tune for i in range(COMPILERS)]
+            for found in pool.map(lambda name: _apart(name, deadline), warm):
+                rows += found
+        names += [f"tune:{o}" for o in options.tune]
     checks = [name for name in names if name.startswith("check:")]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         for found in pool.map(lambda name: _apart(name, deadline), checks):
@@ -113,6 +122,8 @@ def _in_process(part: str) -> int:
         "time": _time,
         "model": _model,
         "decode": _decode,
+        "warm": _warm,
+        "tune": _tune,
     }
     for row in runs[kind](name):
         _say(MARK + json.dumps(row))
@@ -189,6 +200,16 @@ def _time(operator: str) -> Iterator[Row]:
     for case in timed():
         if case.operator == operator:
             yield _guarded(case.name, lambda case=case: _time_one(case, reached))
+            _forget()
+
+
+def _forget() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _time_one(case: Any, reached: dict[str, float]) -> Row:
@@ -214,7 +235,6 @@ def _time_one(case: Any, reached: dict[str, float]) -> Row:
     many = [Call.of(case.operator, case.make(), on) for _ in range(sets(cost.nbytes, floor))]
     took = seconds([lambda c=c: kernel.launch(c) for c in many])
     del many
-    torch.cuda.empty_cache()
     fraction = floor / took
     row: Row = {
         "kernel": kernel.name,
@@ -236,6 +256,57 @@ def _time_one(case: Any, reached: dict[str, float]) -> Row:
         plain = seconds([lambda w=w: torch.nn.functional.linear(x, w) for w in weights])
         row["times_bf16"] = plain / took
     return row
+
+
+def _warm(which: str) -> Iterator[Row]:
+    """Compile a share of the configurations, so that they are known when they are timed."""
+    operator, _, share = which.partition(":")
+    for i, (case, _, call, (label, run)) in enumerate(_configured(operator)):
+        if i % COMPILERS == int(share):
+            row = _guarded(f"{case.name} {label}", lambda c=call, r=run: {"why": str(r(c))[:0]})
+            if not row.get("ok", True):
+                yield row
+
+
+def _configured(operator: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+    from qpass.runtime.gpu import KERNELS, Call
+    from qpass.runtime.target import Target, target_of
+    from tests.kernels.gpu.timed import timed
+    from tests.kernels.gpu.tuning import configurations
+
+    on = target_of(0)
+    assert isinstance(on, Target)
+    for case in timed():
+        if case.operator != operator:
+            continue
+        call = Call.of(case.operator, case.make(), on)
+        for kernel in KERNELS:
+            if kernel.operator == operator and kernel.accepts(call) is None:
+                for configuration in configurations(kernel.name, call):
+                    yield case, kernel, call, configuration
+
+
+def _tune(operator: str) -> Iterator[Row]:
+    """Every configuration of every kernel; the best four of a shape are printed."""
+    from qpass.runtime.gpu import Call
+    from tests.kernels.gpu.timed import seconds, sets
+
+    best: dict[str, list[tuple[float, str]]] = {}
+    calls: list[Any] = []
+    for case, kernel, call, (label, run) in _configured(operator):
+        cost = kernel.cost(call)
+        floor = call.target.seconds(cost.nbytes, cost.operations, cost.kind)
+        if case.name not in best:
+            more = range(sets(cost.nbytes, floor) - 1)
+            calls = [call, *(Call.of(case.operator, case.make(), call.target) for _ in more)]
+
+        def timed_once(run: Any = run, calls: Any = calls) -> Row:
+            return {"us": seconds([lambda c=c: run(c) for c in calls]) * 1e6}
+
+        row = _guarded(case.name, timed_once)
+        best.setdefault(case.name, []).append((row.get("us", 1e9), f"{kernel.name} {label}"))
+    for name, found in best.items():
+        yield {"name": name, "best": [f"{us:.1f} {label}" for us, label in sorted(found)[:4]]}
 
 
 def _model(recipe: str) -> Iterator[Row]:

@@ -120,9 +120,7 @@ def quantizations() -> Iterator[Case]:
         name = f"quantize-{lead}-{n}-{dtype}"
         yield Case(name, "quantize_rows", (rows((*lead, n), dtype, random(name)), 8 - 2 * (i % 3)))
     # enough rows for programs that stay: of one block, of three, and of 16-bit floats both
-    for i, (r, blocks, p) in enumerate(
-        TALL
-    ):
+    for i, (r, blocks, p) in enumerate(TALL):
         for bits in (8, 4, 0):
             dtype = FLOATS[1 + (i + bits // 4) % 2]
             name = f"tall-{r}-{blocks}x{p}-{bits}-{dtype}"
