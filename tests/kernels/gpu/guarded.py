@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# elements on each side, a multiple of what any dtype needs for alignment
-WALL = 256
+# elements on each side: as many as a program may hold, so that no stray write lands elsewhere
+WALL = 2**16
 
 aten = torch.ops.aten
 _NEW = {
