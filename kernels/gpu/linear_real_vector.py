@@ -136,7 +136,8 @@ def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:
         call["group_scales"], call["group_offsets"], call["bias"], target,
         packed.n, packed.lines, packed.groups, packed.width,
         BITS=packed.bits, GROUP_LINES=packed.group_lines, EVEN=even, PAIRS=pairs,
-        WHOLE=packed.lines % (lines * shares) == 0, SHARES=shares, BL=lines, num_warps=warps * 32 // call.target.warp,
+        WHOLE=packed.lines % (lines * shares) == 0, SHARES=shares, BL=lines,
+        num_warps=warps * 32 // call.target.warp,
     )  # fmt: skip
     if shares > 1:
         finish(target, call["row_scales"], None, call["bias"], out)
