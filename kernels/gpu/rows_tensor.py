@@ -114,8 +114,6 @@ def _accepts(call: Call) -> str | None:
     x = call["x"]
     if x.dtype not in TYPES:
         return f"rows of {x.dtype}; tensor cores multiply 16-bit floats"
-    if not call.target.has("bf16"):
-        return f"{call.target.name} has no products of 16-bit floats"
     if call["factor"] is None:
         return "rows that are not rotated have no product"
     n, m, power = geometry(call)

@@ -214,7 +214,85 @@ def refusals() -> Iterator[Case]:
         wide = torch.empty(1, order, device="meta")
         large = torch.empty(order, order, device="meta")
         yield case("factor", wide, torch.empty(order, device="meta"), large, 1)
+    gaps = torch.ones(32)[::2]
+    yield Case("hadamard-gaps", "hadamard", (x, gaps, factor, 16))
+    tall = torch.empty(256, many, dtype=torch.bfloat16, device="meta")
+    signs_there = torch.empty(many, device="meta")
+    factor_there = torch.empty(1, 1, device="meta")
+    yield Case("hadamard-tall", "hadamard", (tall, signs_there, factor_there, many))
     yield Case("quantize-bits", "quantize_rows", (x, 9))
     yield Case("quantize-half-a-transform", "quantize_rows", (x, 8, signs, None, 1))
     long = torch.empty(1, many + 1, dtype=torch.bfloat16, device="meta")
     yield Case("quantize-long", "quantize_rows", (long, 8))
+    yield from refused_linears()
+    yield from refused_points()
+    yield from refused_embeddings()
+
+
+def refused_linears() -> Iterator[Case]:
+    """Weights and inputs of the wrong type, place or size."""
+    g = random("refused linears")
+    held = random_packed(17, 24, 3, (8, True, True), g)
+    whole = (
+        held.weight, held.row_scales, held.group_scales, held.group_offsets, torch.randn(17), 8,
+    )  # fmt: skip
+    sizes = (24, 17)
+    x = torch.randn(2, 24, generator=g)
+    codes = torch.randint(-9, 9, (2, 24), generator=g, dtype=torch.int8)
+    scales = torch.rand(2, 1, generator=g)
+
+    def both(why: str, weight: tuple[Any, ...], sizes: tuple[int, ...] = sizes) -> Iterator[Case]:
+        yield Case(f"real-{why}", "linear.real", (x, *weight, *sizes))
+        yield Case(f"real-one-row-{why}", "linear.real", (x[:1], *weight, *sizes))
+        kind = torch.float32
+        yield Case(f"codes-{why}", "linear.codes", (codes, scales, *weight, *sizes, kind))
+
+    def changed(i: int, to: Any) -> tuple[Any, ...]:
+        return (*whole[:i], to, *whole[i + 1 :])
+
+    yield from both("features", whole, (23, 17))
+    yield from both("place", changed(1, held.row_scales.to("meta")))
+    yield from both("gaps", changed(1, torch.rand(34)[::2]))
+    yield from both("double-bias", changed(4, torch.randn(17).double()))
+    yield from both("type-of-weight", changed(0, held.weight.view(torch.int8)))
+    yield from both("shape-of-weight", changed(0, held.weight[:1]))
+    yield Case("real-double", "linear.real", (x.double(), *whole, *sizes))
+    yield Case("real-double-one-row", "linear.real", (x[:1].double(), *whole, *sizes))
+    rest = (*whole, *sizes)
+    single = torch.float32
+    yield Case("codes-short", "linear.codes", (codes.short(), scales, *rest, single))
+    yield Case("codes-double", "linear.codes", (codes, scales, *rest, torch.float64))
+    yield Case("codes-double-scales", "linear.codes", (codes, scales.double(), *rest, single))
+    yield Case("codes-few-scales", "linear.codes", (codes, scales[:1], *rest, single))
+
+
+def refused_points() -> Iterator[Case]:
+    g = random("refused points")
+    codes = torch.randint(0, 256, (6, 8), generator=g, dtype=torch.uint8)
+    table, ones, scales = torch.randn(256, generator=g), torch.ones(6), torch.ones(6, 2)
+    x = torch.randn(2, 8, generator=g)
+
+    def case(why: str, *changed: Any) -> Case:
+        return Case(f"points-{why}", "linear.points", changed)
+
+    yield case("double", x.double(), codes, table, ones, scales, None, None)
+    yield case("short", x, codes.short(), table, ones, scales, None, None)
+    yield case("features", x[:, :6], codes, table, ones, scales, None, None)
+    yield case("small-table", x, codes, table[:16], ones, scales, None, None)
+    yield case("gaps", x, codes, table, torch.ones(12)[::2], scales, None, None)
+    yield case("double-scales", x, codes, table, ones.double(), scales, None, None)
+    yield case("offsets-alone", x, codes, table, ones, None, torch.ones(6, 1), None)
+
+
+def refused_embeddings() -> Iterator[Case]:
+    codes, scales = torch.zeros(5, 8, dtype=torch.int8), torch.ones(5)
+    at, single = torch.zeros(3, dtype=torch.int64), torch.float32
+    for why, arguments in (
+        ("bytes", (at.to(torch.uint8), codes, scales, single)),
+        ("wide-table", (at, codes.short(), scales, single)),
+        ("double", (at, codes, scales, torch.float64)),
+        ("few-scales", (at, codes, scales[:3], single)),
+        ("place", (at.to("meta"), codes, scales, single)),
+        ("gaps", (at, codes[:, ::2], scales, single)),
+    ):
+        yield Case(f"embedding-{why}", "embedding", arguments)
