@@ -9,10 +9,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # one stamp for each version of torch asked for
 TORCH_STAMP := $(VENV)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1).stamp
 QPASS_STAMP := $(VENV)/qpass.stamp
+TRITON_STAMP := $(VENV)/triton.stamp
 MODEL_STAMP := .data/smollm2/config.json
 NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp)
 
-.PHONY: demo test lint bench zoo accuracy wheel clean install
+.PHONY: demo test lint bench zoo accuracy wheel clean install test-gpu-interpret gpu-aot gpu-check
 .DELETE_ON_ERROR:
 
 demo: $(QPASS_STAMP) $(MODEL_STAMP)
@@ -37,6 +38,17 @@ zoo: $(QPASS_STAMP)
 accuracy: $(QPASS_STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m tests.accuracy $(ARGS)
 
+# the GPU kernels on a machine without a GPU: what they compute, and what they are compiled to
+test-gpu-interpret: $(TRITON_STAMP)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto tests/kernels/gpu $(ARGS)
+
+gpu-aot: $(TRITON_STAMP)
+	$(BIN)/python -m tests.kernels.gpu.aot $(ARGS)
+
+# on a machine with one: everything is checked and timed
+gpu-check: $(TRITON_STAMP)
+	$(BIN)/python tests/gpu_check.py $(ARGS)
+
 wheel: $(QPASS_STAMP)
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -56,6 +68,11 @@ $(TORCH_STAMP):
 $(QPASS_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	$(PIP) install -c constraints.txt scikit-build-core cmake ninja
 	$(PIP) install -c constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+# about 1 GB, so nothing else asks for it
+$(TRITON_STAMP): $(QPASS_STAMP)
+	$(PIP) install -c constraints.txt triton
 	touch $@
 
 $(MODEL_STAMP): | $(QPASS_STAMP)

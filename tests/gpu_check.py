@@ -330,7 +330,8 @@ def _print(rows: list[Row]) -> None:
     """A compact table, failures first in full."""
     for row in rows:
         if not row.get("ok", True):
-            _say(f"FAILED {row['part']} {row.get('name', '')}: {row.get('why') or 'below its bar'}")
+            why = str(row.get("why") or "below its bar")[-600:]
+            _say(f"FAILED {row['part']} {row.get('name', '')}: {why}")
     for row in rows:
         if row.get("name") in ("machine", "limits"):
             _say({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -265,7 +265,8 @@ def _builds(operator: str, bits: tuple[int, ...], target: Target) -> list[Build]
     for n, m, power in SHAPES:
         blocks = n // (m * power)
         tile = _tile(blocks, m, power)
-        for b in bits:
+        # the width of codes is a constant of the code, so one shape stands for all
+        for b in bits if n == SHAPES[0][0] else bits[:1]:
             found.append(
                 Build(
                     label=f"{n} = {blocks} x {m} x {power}, {f'int{b}' if b else 'bf16'}",

@@ -23,7 +23,7 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 _MMA = {
     "int8": r"IMMA\.\S*\.S8|IGMMA\S*|v_(?:mfma|smfmac|wmma)_i32_\w*i8|tcgen05\.mma\S*kind::i8",
     "int4": r"IMMA\.\S*\.S4\S*",
-    "bf16": r"HMMA\.\S*|HGMMA\S*|v_(?:mfma|smfmac|wmma)_f32_\w*bf16\w*|tcgen05\.mma\S*kind::f16",
+    "bf16": r"HMMA\.\S*|HGMMA\S*|v_(?:mfma|smfmac|wmma)_f32_\w*f16\w*|tcgen05\.mma\S*kind::f16",
     "fp8": r"QMMA\.\S*|QGMMA\S*|v_(?:mfma|smfmac|wmma)_f32_\w*fp8\w*",
     "fp4": r"OMMA\S*|mxf4\S*|v_mfma_scale\w*",
     "tf32": r"HMMA\.\S*TF32\S*|HGMMA\S*TF32\S*|v_mfma_f32_\w*xf32",
