@@ -11,33 +11,38 @@ from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
+from qpass._kernels.gpu.spread import spread, sums
 from qpass._kernels.gpu.tiles import Tile, best
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
     flat,
+    has_tf32,
     matrix_build,
     refuse_weight,
     rows_of,
 )
-from qpass._kernels.gpu.words import across, along, codes, row_offsets, tile_ids
+from qpass._kernels.gpu.words import codes4, codes8, columns, row_offsets, shifted, tile_ids
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
 
 @triton.jit
 def linear_codes_matrix(
-    x, scales, words, row_scales, group_scales, group_offsets, bias, out,
+    x, scales, words, row_scales, group_scales, group_offsets, sums, bias, out,
     m, n, lines, groups, group_lines, width, chunks, stride,
-    BITS: tl.constexpr, EVEN: tl.constexpr, SHARES: tl.constexpr, SWAP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+    BITS: tl.constexpr, EVEN: tl.constexpr, SPREAD: tl.constexpr, SHARES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of BM rows of x by BN outputs, and a share of the columns.
+    """One program: a tile of BM rows of x by BN outputs, transposed, and a share of the columns.
 
-    `chunks` steps of BL lines make a group. With SWAP the tile is computed transposed.
+    `chunks` steps of BL words make a group. Words give up their columns RUN at a time: a tile of x
+    has the same RUN columns of every word. SPREAD: x comes in that order. EVEN: groups end where
+    steps do.
     """
-    BK: tl.constexpr = BL * (32 // BITS)
-    SIGNED: tl.constexpr = BITS == 8 or group_offsets is None
+    STEP: tl.constexpr = 32 // BITS
+    RUN: tl.constexpr = 4
+    MASKED: tl.constexpr = not (EVEN or SPREAD)
     tile_m, tile_n = tile_ids(m, n, BM, BN)
     i = tile_m * BM + tl.arange(0, BM)
     j = tile_n * BN + tl.arange(0, BN)
@@ -52,76 +57,74 @@ def linear_codes_matrix(
         start = tl.minimum(first, groups * chunks - 1) // chunks * 16
         group_scales += row_offsets(j, groups)
         scale = tl.load(group_scales + start, mask=real_j, other=0.0)
-        if group_offsets is not None:
-            group_offsets += row_offsets(j, groups)
-            offset = tl.load(group_offsets + start, mask=real_j, other=0.0)
-    kind: tl.constexpr = tl.int32 if group_scales is None else tl.float32
-    total = tl.zeros((BN, BM), kind) if SWAP else tl.zeros((BM, BN), kind)
+    run = tl.arange(0, RUN * BL)
+    NEXT: tl.constexpr = RUN * BL if SPREAD else RUN
+    if not SPREAD and RUN < STEP:
+        run = run // RUN * STEP + run % RUN
+    total = tl.zeros((BN, BM), tl.int32 if group_scales is None else tl.float32)
     for chunk in range(first, last):
+        group = chunk // chunks
+        inside = chunk - group * chunks
+        line = inside * BL + tl.arange(0, BL)
         if EVEN:
             line = chunk * BL + tl.arange(0, BL)
-            k = chunk * BK + tl.arange(0, BK)
             w = tl.load(words[:, None] + line[None, :] * 16, mask=real_j[:, None], other=0)
-            a = tl.load(x[:, None] + k[None, :], mask=real_i[:, None], other=0)
         else:
-            group = chunk // chunks
-            line = (chunk - group * chunks) * BL + tl.arange(0, BL)
-            k = (chunk - group * chunks) * BK + tl.arange(0, BK)
             w = tl.load(
                 words[:, None] + (group * group_lines + line)[None, :] * 16,
                 mask=real_j[:, None] & (line < group_lines)[None, :], other=0,
             )  # fmt: skip
-            a = tl.load(
-                x[:, None] + (group * width + k)[None, :],
-                mask=real_i[:, None] & (k < width)[None, :], other=0,
-            )  # fmt: skip
-        q = codes(w, BITS, SIGNED)
+        step = inside * (BL * STEP) + group * width if MASKED else chunk * (BL * STEP)
+        limit = (group + 1) * width
+        a0 = columns(x, step + run, limit, real_i, MASKED)
+        if BITS == 4:
+            a1 = columns(x, step + run + NEXT, limit, real_i, MASKED)
+            q0, q1 = codes4(w, group_offsets is None)
+        else:
+            q0 = codes8(w)
+        part = total if group_scales is None else tl.zeros((BN, BM), tl.int32)
+        part = tl.dot(q0, a0, part, out_dtype=tl.int32)
+        if BITS == 4:
+            part = tl.dot(q1, a1, part, out_dtype=tl.int32)
         if group_scales is None:
-            if SWAP:
-                total = tl.dot(q, tl.trans(a), total, out_dtype=tl.int32)
-            else:
-                total = tl.dot(a, tl.trans(q), total, out_dtype=tl.int32)
+            total = part
         else:
             # the next scales are asked for one step ahead
-            now = along(scale.to(tl.float32), SWAP)
-            ahead = tl.minimum(chunk + 1, last - 1) // chunks * 16
-            scale = tl.load(group_scales + ahead, mask=real_j, other=0.0)
-            if SWAP:
-                total += tl.dot(q, tl.trans(a), out_dtype=tl.int32).to(tl.float32) * now
-            else:
-                total += tl.dot(a, tl.trans(q), out_dtype=tl.int32).to(tl.float32) * now
-            if group_offsets is not None:
-                sums = tl.sum(a.to(tl.int32), 1).to(tl.float32)
-                total += across(sums, SWAP) * along(offset.to(tl.float32), SWAP)
-                offset = tl.load(group_offsets + ahead, mask=real_j, other=0.0)
-    place = across(i.to(tl.int64) * n, SWAP) + along(j, SWAP)
-    real = across(real_i, SWAP) & along(real_j, SWAP)
+            total += part.to(tl.float32) * scale.to(tl.float32)[:, None]
+            ahead = tl.minimum(chunk + 1, last - 1) // chunks
+            scale = tl.load(group_scales + ahead * 16, mask=real_j, other=0.0)
+    if group_offsets is not None:
+        offsets = group_offsets + row_offsets(j, groups)
+        sums += i.to(tl.int64) * groups
+        here = tl.where(tl.program_id(1) == 0, groups, 0)
+        total = shifted(total, offsets, sums, here, real_j, real_i, TF32)
+    place = i.to(tl.int64)[None, :] * n + j[:, None]
+    real = real_i[None, :] & real_j[:, None]
     if SHARES > 1:
         tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, total, mask=real)
     else:
-        y = total.to(tl.float32) * along(tl.load(row_scales + j, mask=real_j, other=0.0), SWAP)
-        y *= across(tl.load(scales + i, mask=real_i, other=0.0), SWAP)
+        y = total.to(tl.float32) * tl.load(row_scales + j, mask=real_j, other=0.0)[:, None]
+        y *= tl.load(scales + i, mask=real_i, other=0.0)[None, :]
         if bias is not None:
-            y += along(tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32), SWAP)
+            y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[:, None]
         tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
 
 
 def candidates(bits: int, scaled: bool) -> tuple[Tile, ...]:
     """The tiles worth trying; lines are given for steps of 128 columns."""
     long = 128 * bits // 32
+    # the 4 bytes of an 8-bit word are neighbours in x as well
+    apart = bits == 4
     few = (
-        Tile(16, 64, long, 4, 4, True),
-        Tile(32, 64, long, 4, 4, True),
-        Tile(64, 64, long, 4, 4, True),
+        Tile(16, 64, long, 4, 4, False),
+        Tile(32, 64, long, 4, 4, False),
+        Tile(64, 64, long, 4, 4, apart),
+        Tile(64, 128, long, 8, 3, apart),
+        Tile(128, 128, long, 8, 4, apart),
     )
     if scaled:
-        return (*few, Tile(64, 128, long, 8, 3, True), Tile(128, 128, long, 8, 3, True))
-    return (
-        *few,
-        Tile(64, 128, long, 8, 3, False),
-        Tile(128, 128, long, 8, 3, False),
-        Tile(128, 256, long, 8, 3, False),
-    )
+        return (*few, Tile(128, 64, long, 4, 3, apart))
+    return (*few, Tile(256, 128, long, 8, 3, apart))
 
 
 def _accepts(call: Call) -> str | None:
@@ -150,17 +153,22 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
     scales = call["scales"].contiguous()
     m, n = x.shape[0], packed.n
     out = x.new_empty((*call["codes"].shape[:-1], n), dtype=call["dtype"])
+    chunks = triton.cdiv(packed.group_lines, tile.lines)
+    offsets = call["group_offsets"]
+    added = None if offsets is None else sums(x, packed.groups, packed.width)
+    if tile.spread:
+        x = spread(x, packed.groups, packed.width, chunks, 4, packed.step // 4, tile.lines)
     kind = torch.int32 if call["group_scales"] is None else torch.float32
     target = out if shares == 1 else x.new_empty((shares, m, n), dtype=kind)
     tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs)
     linear_codes_matrix[(tiles, shares)](
         x, scales, call["weight"].view(torch.int32), call["row_scales"],
-        call["group_scales"], call["group_offsets"], call["bias"], target,
+        call["group_scales"], offsets, added, call["bias"], target,
         m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
-        triton.cdiv(packed.group_lines, tile.lines), x.stride(0),
-        BITS=packed.bits, EVEN=packed.width % (tile.lines * packed.step) == 0, SHARES=shares,
-        SWAP=tile.swap, BM=tile.rows, BN=tile.outputs, BL=tile.lines,
-        num_warps=tile.warps, num_stages=tile.stages,
+        chunks, x.stride(0), BITS=packed.bits,
+        EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
+        BM=tile.rows, BN=tile.outputs, BL=tile.lines,
+        TF32=has_tf32(call.target), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if shares > 1:
         finish(target, call["row_scales"], scales, call["bias"], out)

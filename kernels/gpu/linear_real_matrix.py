@@ -11,33 +11,40 @@ from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
+from qpass._kernels.gpu.spread import spread, sums
 from qpass._kernels.gpu.tiles import Tile, best
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
     flat,
     has_ptx,
+    has_tf32,
     matrix_build,
     refuse_weight,
     rows_of,
 )
-from qpass._kernels.gpu.words import across, along, floats, row_offsets, tile_ids
+from qpass._kernels.gpu.words import columns, pairs4, pairs8, row_offsets, shifted, tile_ids
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
 
 @triton.jit
 def linear_real_matrix(
-    x, words, row_scales, group_scales, group_offsets, bias, out,
+    x, words, row_scales, group_scales, group_offsets, sums, bias, out,
     m, n, lines, groups, group_lines, width, chunks, stride,
-    BITS: tl.constexpr, EVEN: tl.constexpr, SHARES: tl.constexpr, SWAP: tl.constexpr,
+    BITS: tl.constexpr, EVEN: tl.constexpr, SPREAD: tl.constexpr, SHARES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, PTX: tl.constexpr,
+    TF32: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of BM rows of x by BN outputs, and a share of the columns.
+    """One program: a tile of BM rows of x by BN outputs, transposed, and a share of the columns.
 
-    `chunks` steps of BL lines make a group. With SWAP the tile is computed transposed.
+    `chunks` steps of BL words make a group. Words give up their columns RUN at a time: a tile of x
+    has the same RUN columns of every word. SPREAD: x comes in that order. EVEN: groups end where
+    steps do.
     """
-    BK: tl.constexpr = BL * (32 // BITS)
+    STEP: tl.constexpr = 32 // BITS
+    RUN: tl.constexpr = 2
+    MASKED: tl.constexpr = not (EVEN or SPREAD)
     ZERO: tl.constexpr = 2 ** (BITS - 1) if BITS == 8 or group_offsets is None else 0
     tile_m, tile_n = tile_ids(m, n, BM, BN)
     i = tile_m * BM + tl.arange(0, BM)
@@ -53,55 +60,59 @@ def linear_real_matrix(
         start = tl.minimum(first, groups * chunks - 1) // chunks * 16
         group_scales += row_offsets(j, groups)
         scale = tl.load(group_scales + start, mask=real_j, other=0.0)
-        if group_offsets is not None:
-            group_offsets += row_offsets(j, groups)
-            offset = tl.load(group_offsets + start, mask=real_j, other=0.0)
-    total = tl.zeros((BN, BM), tl.float32) if SWAP else tl.zeros((BM, BN), tl.float32)
+    run = tl.arange(0, RUN * BL)
+    NEXT: tl.constexpr = RUN * BL if SPREAD else RUN
+    if not SPREAD and RUN < STEP:
+        run = run // RUN * STEP + run % RUN
+    total = tl.zeros((BN, BM), tl.float32)
     for chunk in range(first, last):
+        group = chunk // chunks
+        inside = chunk - group * chunks
+        line = inside * BL + tl.arange(0, BL)
         if EVEN:
             line = chunk * BL + tl.arange(0, BL)
-            k = chunk * BK + tl.arange(0, BK)
             w = tl.load(words[:, None] + line[None, :] * 16, mask=real_j[:, None], other=0)
-            a = tl.load(x[:, None] + k[None, :], mask=real_i[:, None], other=0.0)
         else:
-            group = chunk // chunks
-            line = (chunk - group * chunks) * BL + tl.arange(0, BL)
-            k = (chunk - group * chunks) * BK + tl.arange(0, BK)
             w = tl.load(
                 words[:, None] + (group * group_lines + line)[None, :] * 16,
                 mask=real_j[:, None] & (line < group_lines)[None, :], other=0,
             )  # fmt: skip
-            a = tl.load(
-                x[:, None] + (group * width + k)[None, :],
-                mask=real_i[:, None] & (k < width)[None, :], other=0.0,
-            )  # fmt: skip
-        q = floats(w, BITS, ZERO, x.dtype.element_ty, PTX)
+        step = inside * (BL * STEP) + group * width if MASKED else chunk * (BL * STEP)
+        limit = (group + 1) * width
+        a0 = columns(x, step + run, limit, real_i, MASKED)
+        a1 = columns(x, step + run + NEXT, limit, real_i, MASKED)
+        if BITS == 4:
+            a2 = columns(x, step + run + 2 * NEXT, limit, real_i, MASKED)
+            a3 = columns(x, step + run + 3 * NEXT, limit, real_i, MASKED)
+            q0, q1, q2, q3 = pairs4(w, ZERO, x.dtype.element_ty, PTX)
+        else:
+            q0, q1 = pairs8(w, x.dtype.element_ty, PTX)
+        part = total if group_scales is None else tl.zeros((BN, BM), tl.float32)
+        part = tl.dot(q0, a0, part, input_precision="ieee")
+        part = tl.dot(q1, a1, part, input_precision="ieee")
+        if BITS == 4:
+            part = tl.dot(q2, a2, part, input_precision="ieee")
+            part = tl.dot(q3, a3, part, input_precision="ieee")
         if group_scales is None:
-            if SWAP:
-                total = tl.dot(q, tl.trans(a), total, input_precision="ieee")
-            else:
-                total = tl.dot(a, tl.trans(q), total, input_precision="ieee")
+            total = part
         else:
             # the next scales are asked for one step ahead
-            now = along(scale.to(tl.float32), SWAP)
-            ahead = tl.minimum(chunk + 1, last - 1) // chunks * 16
-            scale = tl.load(group_scales + ahead, mask=real_j, other=0.0)
-            if SWAP:
-                total += tl.dot(q, tl.trans(a), input_precision="ieee") * now
-            else:
-                total += tl.dot(a, tl.trans(q), input_precision="ieee") * now
-            if group_offsets is not None:
-                sums = tl.sum(a.to(tl.float32), 1)
-                total += across(sums, SWAP) * along(offset.to(tl.float32), SWAP)
-                offset = tl.load(group_offsets + ahead, mask=real_j, other=0.0)
-    place = across(i.to(tl.int64) * n, SWAP) + along(j, SWAP)
-    real = across(real_i, SWAP) & along(real_j, SWAP)
+            total += part * scale.to(tl.float32)[:, None]
+            ahead = tl.minimum(chunk + 1, last - 1) // chunks
+            scale = tl.load(group_scales + ahead * 16, mask=real_j, other=0.0)
+    if group_offsets is not None:
+        offsets = group_offsets + row_offsets(j, groups)
+        sums += i.to(tl.int64) * groups
+        here = tl.where(tl.program_id(1) == 0, groups, 0)
+        total = shifted(total, offsets, sums, here, real_j, real_i, TF32)
+    place = i.to(tl.int64)[None, :] * n + j[:, None]
+    real = real_i[None, :] & real_j[:, None]
     if SHARES > 1:
         tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, total, mask=real)
     else:
-        y = total * along(tl.load(row_scales + j, mask=real_j, other=0.0), SWAP)
+        y = total * tl.load(row_scales + j, mask=real_j, other=0.0)[:, None]
         if bias is not None:
-            y += along(tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32), SWAP)
+            y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[:, None]
         tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
 
 
@@ -109,20 +120,15 @@ def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
     """The tiles worth trying; lines are given for steps of 64 and 128 columns."""
     short, long = 64 * bits // 32, 128 * bits // 32
     if dtype is torch.float32:
-        return (Tile(16, 32, short // 2, 4, 2, True), Tile(64, 64, short // 4, 8, 2, False))
+        return (Tile(16, 32, short // 2, 4, 2, False), Tile(64, 64, short // 4, 8, 2, True))
     few = (
-        Tile(16, 64, long, 4, 4, True),
-        Tile(32, 64, long, 4, 4, True),
+        Tile(16, 64, long, 4, 4, False),
+        Tile(32, 64, long, 4, 4, False),
         Tile(64, 64, long, 4, 3, True),
+        Tile(64, 128, long, 8, 3, True),
+        Tile(128, 128, long, 8, 3, True),
     )
-    if scaled:
-        return (*few, Tile(64, 128, long, 8, 3, True), Tile(128, 128, short, 8, 4, True))
-    return (
-        *few,
-        Tile(64, 128, short, 8, 4, False),
-        Tile(128, 128, short, 8, 4, False),
-        Tile(128, 256, short, 8, 3, False),
-    )
+    return few if scaled else (*few, Tile(256, 128, short, 8, 3, True))
 
 
 def _accepts(call: Call) -> str | None:
@@ -145,17 +151,22 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
     x = flat(call["x"])
     m, n = x.shape[0], packed.n
     out = x.new_empty((*call["x"].shape[:-1], n))
+    chunks = triton.cdiv(packed.group_lines, tile.lines)
+    offsets = call["group_offsets"]
+    added = None if offsets is None else sums(x, packed.groups, packed.width)
+    if tile.spread:
+        x = spread(x, packed.groups, packed.width, chunks, 2, packed.step // 2, tile.lines)
     target = out if shares == 1 else x.new_empty((shares, m, n), dtype=torch.float32)
     tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs)
     linear_real_matrix[(tiles, shares)](
         x, call["weight"].view(torch.int32), call["row_scales"],
-        call["group_scales"], call["group_offsets"], call["bias"], target,
+        call["group_scales"], offsets, added, call["bias"], target,
         m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
-        triton.cdiv(packed.group_lines, tile.lines), x.stride(0),
-        BITS=packed.bits, EVEN=packed.width % (tile.lines * packed.step) == 0, SHARES=shares,
-        SWAP=tile.swap, BM=tile.rows, BN=tile.outputs, BL=tile.lines,
+        chunks, x.stride(0), BITS=packed.bits,
+        EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
+        BM=tile.rows, BN=tile.outputs, BL=tile.lines,
         PTX=has_ptx(call.target, x.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        TF32=has_tf32(call.target), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if shares > 1:
         finish(target, call["row_scales"], None, call["bias"], out)

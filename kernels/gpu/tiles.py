@@ -21,8 +21,8 @@ from qpass.runtime.target import Target
 class Tile:
     """Rows of x by outputs by lines of weights, and how Triton runs it.
 
-    `swap` computes the tile transposed, so that few rows of x fit the short side of the hardware's
-    products and a scale of a row of weights is one register.
+    `spread`: x is put in the order of the weights' words first, which costs a pass over x and
+    saves many small loads.
     """
 
     rows: int
@@ -30,7 +30,7 @@ class Tile:
     lines: int
     warps: int
     stages: int
-    swap: bool
+    spread: bool
 
 
 OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}

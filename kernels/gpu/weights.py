@@ -45,6 +45,11 @@ def has_ptx(target: Target, dtype: torch.dtype) -> bool:
     )
 
 
+def has_tf32(target: Target) -> bool:
+    """Whether float32 products may be made of TF32 ones."""
+    return target.backend == "cuda" and not triton.knobs.runtime.interpret
+
+
 def refuse_weight(call: Call, x: Tensor) -> str | None:
     """Why no kernel reads this weight, or None; what is wrong the definition will say."""
     held = {name: call[name] for name in HELD if call[name] is not None}
@@ -94,7 +99,7 @@ def matrix_build(
     out = "bf16" if dtype is torch.int8 else TYPES[dtype]
     signature = {
         "x": f"*{TYPES[dtype]}", "words": "*i32", "row_scales": "*fp32", "group_scales": "*fp16",
-        "group_offsets": "*fp16", "bias": f"*{out}", "out": f"*{out}",
+        "group_offsets": "*fp16", "sums": "*fp32", "bias": f"*{out}", "out": f"*{out}",
         **dict.fromkeys(
             ("m", "n", "lines", "groups", "group_lines", "width", "chunks", "stride"), "i32"
         ),
@@ -102,13 +107,13 @@ def matrix_build(
     if dtype is torch.int8:
         signature["scales"] = "*fp32"
     constants: dict[str, object] = {
-        "BITS": packed.bits, "EVEN": True, "SHARES": 1, "SWAP": tile.swap,
-        "BM": tile.rows, "BN": tile.outputs, "BL": tile.lines,
+        "BITS": packed.bits, "EVEN": True, "SHARES": 1, "SPREAD": tile.spread,
+        "TF32": has_tf32(target), "BM": tile.rows, "BN": tile.outputs, "BL": tile.lines,
     }  # fmt: skip
     if dtype is not torch.int8:
         constants["PTX"] = has_ptx(target, dtype)
     constants |= {} if scaled else {"group_scales": None, "groups": 1}
-    constants |= {} if offsets else {"group_offsets": None}
+    constants |= {} if offsets else {"group_offsets": None, "sums": None}
     kind = {torch.int8: "int8", torch.float32: "fp32"}.get(dtype, "bf16")
     grouped = packed.n * packed.groups * 2 * (scaled + offsets)
     moved = packed.n * packed.k * packed.bits / 8 + grouped + m * packed.k * dtype.itemsize

@@ -31,55 +31,85 @@ def column(words, BITS: tl.constexpr, J: tl.constexpr, ZERO: tl.constexpr):
 
 
 @triton.jit
-def floats(words, BITS: tl.constexpr, ZERO: tl.constexpr, dtype: tl.constexpr, PTX: tl.constexpr):
-    """The values `[R, L * columns]` of words `[R, L]`, less ZERO, in `dtype`.
+def _pair(a, b):
+    """`[R, 2 L]` from `[R, L]` each, in turns."""
+    R: tl.constexpr = a.shape[0]
+    L: tl.constexpr = a.shape[1]
+    return tl.reshape(tl.join(a, b), (R, 2 * L))
 
-    PTX computes two values at a time; it is for 16-bit floats on NVIDIA hardware.
+
+@triton.jit
+def pairs4(words, ZERO: tl.constexpr, dtype: tl.constexpr, PTX: tl.constexpr):
+    """Columns 0-1, 2-3, 4-5 and 6-7 of words `[R, L]` of 4-bit codes, less ZERO: `[R, 2 L]` each.
+
+    A thread that holds a word holds two neighbours of each result, which is how products on tensor
+    cores want them: nothing moves between threads. PTX computes two values at a time; it is for
+    16-bit floats on NVIDIA hardware.
     """
-    R: tl.constexpr = words.shape[0]
-    L: tl.constexpr = words.shape[1]
-    if BITS == 4 and PTX:
+    if PTX:
         asm: tl.constexpr = decode4(dtype, ZERO)
         c0, c1, c2, c3, c4, c5, c6, c7 = tl.inline_asm_elementwise(
             asm, "=h,=h,=h,=h,=h,=h,=h,=h,r", [words], kinds(dtype, 8), is_pure=True, pack=1
         )
-    elif PTX:
+    else:
+        c0, c1 = column(words, 4, 0, ZERO).to(dtype), column(words, 4, 1, ZERO).to(dtype)
+        c2, c3 = column(words, 4, 2, ZERO).to(dtype), column(words, 4, 3, ZERO).to(dtype)
+        c4, c5 = column(words, 4, 4, ZERO).to(dtype), column(words, 4, 5, ZERO).to(dtype)
+        c6, c7 = column(words, 4, 6, ZERO).to(dtype), column(words, 4, 7, ZERO).to(dtype)
+    return _pair(c0, c1), _pair(c2, c3), _pair(c4, c5), _pair(c6, c7)
+
+
+@triton.jit
+def pairs8(words, dtype: tl.constexpr, PTX: tl.constexpr):
+    """Columns 0-1 and 2-3 of words `[R, L]` of 8-bit codes, less 128: `[R, 2 L]` each."""
+    if PTX:
         asm: tl.constexpr = decode8(dtype)
         c0, c1, c2, c3 = tl.inline_asm_elementwise(
             asm, "=h,=h,=h,=h,r", [words], kinds(dtype, 4), is_pure=True, pack=1
         )
     else:
-        c0, c1 = column(words, BITS, 0, ZERO).to(dtype), column(words, BITS, 1, ZERO).to(dtype)
-        c2, c3 = column(words, BITS, 2, ZERO).to(dtype), column(words, BITS, 3, ZERO).to(dtype)
-        if BITS == 4:
-            c4, c5 = column(words, 4, 4, ZERO).to(dtype), column(words, 4, 5, ZERO).to(dtype)
-            c6, c7 = column(words, 4, 6, ZERO).to(dtype), column(words, 4, 7, ZERO).to(dtype)
-    if BITS == 4:
-        even = tl.join(tl.join(c0, c4), tl.join(c2, c6))
-        odd = tl.join(tl.join(c1, c5), tl.join(c3, c7))
-    else:
-        even = tl.join(c0, c2)
-        odd = tl.join(c1, c3)
-    return tl.reshape(tl.join(even, odd), (R, L * (32 // BITS)))
+        c0, c1 = column(words, 8, 0, 128).to(dtype), column(words, 8, 1, 128).to(dtype)
+        c2, c3 = column(words, 8, 2, 128).to(dtype), column(words, 8, 3, 128).to(dtype)
+    return _pair(c0, c1), _pair(c2, c3)
 
 
 @triton.jit
-def codes(words, BITS: tl.constexpr, SIGNED: tl.constexpr):
-    """The codes `[R, L * columns]` of words `[R, L]`, int8."""
+def _quads(words):
+    """The bytes `[R, 4 L]` of words `[R, L]`, int8."""
     R: tl.constexpr = words.shape[0]
     L: tl.constexpr = words.shape[1]
-    if BITS == 8:
-        words = words ^ _TOPS
-        even = tl.join(words, words >> 16)
+    even = tl.join(words, words >> 16)
+    return tl.reshape(tl.join(even, even >> 8).to(tl.int8), (R, 4 * L))
+
+
+@triton.jit
+def codes4(words, SIGNED: tl.constexpr):
+    """Columns 0-3 and 4-7 of words `[R, L]` of 4-bit codes: int8 `[R, 4 L]` each."""
+    low = words & _LOWS
+    high = (words >> 4) & _LOWS
+    if SIGNED:
+        # byte by byte: less 8, and no byte borrows from the next
+        low = ((low | _TOPS) - _EIGHTS) ^ _TOPS
+        high = ((high | _TOPS) - _EIGHTS) ^ _TOPS
+    return _quads(low), _quads(high)
+
+
+@triton.jit
+def codes8(words):
+    """The columns of words `[R, L]` of 8-bit codes: int8 `[R, 4 L]`."""
+    return _quads(words ^ _TOPS)
+
+
+@triton.jit
+def columns(x, at, limit, there, MASKED: tl.constexpr):
+    """Columns `at` of each row of x, transposed; 0 from column `limit` on, counted like `at`."""
+    if MASKED:
+        tile = tl.load(
+            x[:, None] + at[None, :], mask=there[:, None] & (at < limit)[None, :], other=0
+        )
     else:
-        low = words & _LOWS
-        high = (words >> 4) & _LOWS
-        if SIGNED:
-            # byte by byte: less 8, and no byte borrows from the next
-            low = ((low | _TOPS) - _EIGHTS) ^ _TOPS
-            high = ((high | _TOPS) - _EIGHTS) ^ _TOPS
-        even = tl.join(tl.join(low, high), tl.join(low >> 16, high >> 16))
-    return tl.reshape(tl.join(even, even >> 8).to(tl.int8), (R, L * (32 // BITS)))
+        tile = tl.load(x[:, None] + at[None, :], mask=there[:, None], other=0)
+    return tl.trans(tile)
 
 
 @triton.jit
@@ -89,15 +119,24 @@ def row_offsets(rows, lines):
 
 
 @triton.jit
-def along(values, SWAP: tl.constexpr):
-    """One value for each output, to multiply a tile `[rows of x, outputs]` or its transpose."""
-    return values[:, None] if SWAP else values[None, :]
+def shifted(total, offsets, sums, groups, real_j, real_i, TF32: tl.constexpr):
+    """`total[j, i]` and, over all groups, `offsets[j, g] * sums[i, g]`.
 
-
-@triton.jit
-def across(values, SWAP: tl.constexpr):
-    """One value for each row of x, to multiply a tile `[rows of x, outputs]` or its transpose."""
-    return values[None, :] if SWAP else values[:, None]
+    TF32: an offset, a float16, is a TF32 number, and two of them make a sum.
+    """
+    for start in range(0, groups, 16):
+        g = start + tl.arange(0, 16)
+        real = (g < groups)[None, :]
+        offset = tl.load(offsets[:, None] + g[None, :] * 16, mask=real_j[:, None] & real, other=0)
+        added = tl.load(sums[:, None] + g[None, :], mask=real_i[:, None] & real, other=0)
+        offset = offset.to(tl.float32)
+        if TF32:
+            upper = (added.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            total = tl.dot(offset, tl.trans(upper), total, input_precision="tf32")
+            total = tl.dot(offset, tl.trans(added - upper), total, input_precision="tf32")
+        else:
+            total = tl.dot(offset, tl.trans(added), total, input_precision="ieee")
+    return total
 
 
 @triton.jit
