@@ -22,7 +22,7 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from qpass.report import Table
-    from qpass.runtime import native
+    from qpass.runtime import gpu, native
     from qpass.runtime.device import this_device
 
     device = this_device()
@@ -36,6 +36,7 @@ def doctor(as_json: AsJson = False) -> None:
         "threads": device.threads,
         "vector instructions": device.vector,
         "kernels": kernels,
+        "GPU kernels": gpu.state(),
     }
     if as_json:
         result = {**facts, "device": device, "compiled": device.compiled, "packages": packages}

@@ -160,6 +160,18 @@ def why_not() -> str | None:
     return None
 
 
+def state() -> str:
+    """One line for people: which GPU the kernels serve, or why they serve none."""
+    if not torch.cuda.is_available():
+        return "no GPU kernels: torch finds no CUDA device; models on the CPU are not concerned"
+    found = target_of(torch.cuda.current_device())
+    if isinstance(found, str):
+        return f"no GPU kernels, operators run on plain PyTorch: {found}"
+    if (why := why_not()) is not None:
+        return f"no GPU kernels, operators run on plain PyTorch: {why}"
+    return f"GPU kernels for {found.name}: {', '.join(kernel.name for kernel in KERNELS)}"
+
+
 @functools.cache
 def _by_operator() -> dict[str, tuple[Kernel, ...]]:
     ordered = sorted(KERNELS, key=lambda kernel: (-kernel.preference, kernel.name))

@@ -89,6 +89,7 @@ def test_doctor_as_json(capsys) -> None:
     assert facts["torch"] == torch.__version__
     assert facts["compiled"] == bool(facts["device"]["kernels"])
     assert facts["packages"]["transformers"]
+    assert ("no CUDA device" in facts["GPU kernels"]) == (not torch.cuda.is_available())
 
 
 def test_doctor_says_when_a_package_is_absent(capsys, monkeypatch) -> None:

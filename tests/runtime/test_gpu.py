@@ -57,3 +57,18 @@ def test_targets_are_told_apart_and_know_their_limits() -> None:
     # products of a kind the hardware lacks run on plain arithmetic
     assert not h.has("int4")
     assert h.seconds(0, 1e12, "int4") == pytest.approx(1e12 / h.peak["fp32"])
+
+
+def test_without_triton_the_definitions_run_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> int:
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    class Empty:
+        __len__ = staticmethod(absent)
+
+    gpu.why_not.cache_clear()
+    monkeypatch.setattr(gpu, "KERNELS", Empty())
+    why = gpu.why_not()
+    gpu.why_not.cache_clear()
+    assert why is not None
+    assert "qpass[gpu]" in why
