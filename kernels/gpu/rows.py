@@ -34,7 +34,7 @@ FLOATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @triton.jit
-def _butterfly(x, R: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr):
+def butterfly(x, R: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr):
     pairs = tl.permute(tl.reshape(x, (R, P // (2 * HALF), 2, HALF)), (0, 1, 3, 2))
     low, high = tl.split(pairs)
     both = tl.permute(tl.join(low + high, low - high), (0, 1, 3, 2))
@@ -45,7 +45,7 @@ def _butterfly(x, R: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr):
 def _sylvester(x, scale, R: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr):
     """The last axis of `x [R, P]` times the orthonormal Sylvester matrix of order P."""
     for i in tl.static_range(LOG):
-        x = _butterfly(x, R, P, 2**i)
+        x = butterfly(x, R, P, 2**i)
     return x * scale
 
 

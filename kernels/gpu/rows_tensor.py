@@ -20,7 +20,7 @@ from qpass._kernels.gpu.rows import (
     INFINITY_BITS,
     SMALLEST,
     TO_INTEGER,
-    _butterfly,
+    butterfly,
     geometry,
     refused,
     rows_cost,
@@ -72,7 +72,7 @@ def rows_tensor_kernel(
         x = tl.load(x_ptr + (place * stride)[:, None] + column, mask=held, other=0.0) * signs
         y = tl.reshape(tl.dot(x, h), (R * B, A * 128))
         for step in tl.static_range(LOG):
-            y = _butterfly(y, R * B, A * 128, 128 * 2**step)
+            y = butterfly(y, R * B, A * 128, 128 * 2**step)
         y = tl.reshape(y * scale, (R, B * A * 128))
         place = (place * n)[:, None] + column
         if BITS == 0:
