@@ -48,6 +48,7 @@ def linear_real_vector(
     ZERO: tl.constexpr = 2 ** (BITS - 1) if BITS == 8 or group_offsets is None else 0
     block = tl.program_id(0)
     rows = tl.arange(0, 16)
+    nought = n >> 31
     share = tl.cdiv(tl.cdiv(lines, BL), SHARES) * BL
     first = tl.program_id(1) * share
     last = first + share if WHOLE else tl.minimum(first + share, lines)
@@ -69,8 +70,8 @@ def linear_real_vector(
         if PAIRS is not None:
             for h in tl.static_range(STEP // 2):
                 low, high = two(tl.load(x + line * (STEP // 2) + h, mask=real), PAIRS)
-                products += column(w, BITS, 2 * h, ZERO) * low[:, None]
-                products += column(w, BITS, 2 * h + 1, ZERO) * high[:, None]
+                products += column(w, BITS, 2 * h, ZERO, nought) * low[:, None]
+                products += column(w, BITS, 2 * h + 1, ZERO, nought) * high[:, None]
                 sums += low + high
         else:
             inside = (line - group * GROUP_LINES) * STEP
@@ -81,7 +82,7 @@ def linear_real_vector(
                     there = (line < last) & (inside + j < width)
                 v = tl.load(source + j, mask=there, other=None if there is None else 0.0)
                 v = v.to(tl.float32)
-                products += column(w, BITS, j, ZERO) * v[:, None]
+                products += column(w, BITS, j, ZERO, nought) * v[:, None]
                 sums += v
         if group_scales is not None:
             products *= scale.to(tl.float32)

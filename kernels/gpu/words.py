@@ -15,18 +15,21 @@ _LOWS = tl.constexpr(0x0F0F0F0F)
 
 
 @triton.jit
-def column(words, BITS: tl.constexpr, J: tl.constexpr, ZERO: tl.constexpr):
+def column(words, BITS: tl.constexpr, J: tl.constexpr, ZERO: tl.constexpr, nought=0):
     """Column J of each word as float32, less ZERO.
 
     The stored value lands in the mantissa of a power of two whose last place it is: exact, and
-    cheaper than a conversion from integer to float.
+    cheaper than a conversion from integer to float. A `nought` that the compiler does not know to
+    be 0 keeps it from writing the powers into every instruction, where they do not fit beside a
+    mask.
     """
     POSITION: tl.constexpr = 8 * (J % 4) + 4 * (J // 4)
     SHIFT: tl.constexpr = 0 if POSITION + BITS <= 23 else (12 if BITS == 4 else 16)
     AT: tl.constexpr = POSITION - SHIFT
     if SHIFT > 0:
         words = words >> SHIFT
-    pattern = (words & ((2**BITS - 1) << AT)) | ((127 + 23 - AT) << 23)
+    power = nought + ((127 + 23 - AT) << 23)
+    pattern = (words & ((2**BITS - 1) << AT)) | power
     return pattern.to(tl.float32, bitcast=True) - (2 ** (23 - AT) + ZERO)
 
 
