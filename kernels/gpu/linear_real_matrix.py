@@ -120,7 +120,7 @@ def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
     """The tiles worth trying; lines are given for steps of 64 and 128 columns."""
     short, long = 64 * bits // 32, 128 * bits // 32
     if dtype is torch.float32:
-        return (Tile(16, 32, short // 2, 4, 2, False), Tile(64, 64, short // 4, 8, 2, True))
+        return (Tile(16, 32, 8, 4, 2, False), Tile(64, 64, 8, 8, 2, True))
     few = (
         Tile(16, 64, long, 4, 4, False),
         Tile(32, 64, long, 4, 4, False),

@@ -41,11 +41,12 @@ _LARGEST = {"sm_90": (128 * 256, 128 * 128), "sm_100": (128 * 128, 128 * 128)}
 _USUAL = (128 * 128, 64 * 128)
 
 
-def fit(tile: Tile, group_lines: int, bits: int, target: Target) -> Tile:
-    """The tile with steps that end where groups do, if they can, and with the stages of a target.
+# what a product on tensor cores takes at once: 16 columns, 2 of each word, or 32, 4 of each
+LEAST = 8
 
-    A step has at least 32 columns, which is what products of bytes take at once.
-    """
+
+def fit(tile: Tile, group_lines: int, target: Target) -> Tile:
+    """The tile with steps that end where groups do, if they can, and with the stages of a target."""
     lines = tile.lines
     if group_lines % lines:
         whole = group_lines & -group_lines
@@ -80,7 +81,7 @@ def best(
     bits, n, k = packed.bits, packed.n, packed.k
     if (override := OVERRIDES.get((kernel, target.name, m, n, k))) is not None:
         return override
-    fitted = [fit(tile, packed.group_lines, bits, target) for tile in candidates]
+    fitted = [fit(tile, packed.group_lines, target) for tile in candidates]
     largest = _LARGEST.get(target.name, _USUAL)[packed.scaled]
     legal = [
         tile

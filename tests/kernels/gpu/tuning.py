@@ -46,8 +46,12 @@ def _vector(call: Call) -> Iterator[Configuration]:
             )
 
 
-def _matrix(module: Any, tiles: Any) -> Iterator[Configuration]:
-    for tile, shares in itertools.product(tiles, (1, 2, 4)):
+def _matrix(module: Any, call: Call, candidates: Any) -> Iterator[Configuration]:
+    from qpass._kernels.gpu.packed import Packed
+    from qpass._kernels.gpu.tiles import fit
+
+    fitted = [fit(tile, Packed.of(call).group_lines, call.target) for tile in candidates]
+    for tile, shares in itertools.product(fitted, (1, 2, 4)):
         yield f"{tile} shares {shares}", lambda c, v=(tile, shares): module.run(c, *v)
 
 
@@ -56,11 +60,11 @@ def _real(call: Call) -> Iterator[Configuration]:
 
     scaled = call["group_scales"] is not None
     tiles = linear_real_matrix.candidates(call["bits"], scaled, call["x"].dtype)
-    yield from _matrix(linear_real_matrix, tiles)
+    yield from _matrix(linear_real_matrix, call, tiles)
 
 
 def _codes(call: Call) -> Iterator[Configuration]:
     from qpass._kernels.gpu import linear_codes_matrix
 
     tiles = linear_codes_matrix.candidates(call["bits"], call["group_scales"] is not None)
-    yield from _matrix(linear_codes_matrix, tiles)
+    yield from _matrix(linear_codes_matrix, call, tiles)
