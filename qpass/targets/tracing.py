@@ -8,6 +8,7 @@ values it leaves the graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,10 +56,11 @@ def keep_out(gate: Callable[..., object], kind: Any) -> None:  # noqa: ANN401  a
 
 
 def _traced_forward(kind: Any) -> Callable[..., object]:  # noqa: ANN401
+    body = _traced_body(kind)
+
     def forward(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
-        # asking for the type of `self` would add a guard for each pair of modules
         if HERE.inside:
-            return kind.forward(self, *args, **kwargs)
+            return body(self, *args, **kwargs)
         gate: Any = self._qpass_gate
         if not gate.root or _obstacle(gate.family.number) or asks_for_more(kwargs, ()):
             return _forward_aside(self, args, kwargs)
@@ -67,7 +69,7 @@ def _traced_forward(kind: Any) -> Callable[..., object]:  # noqa: ANN401
                 return _forward_aside(self, args, kwargs)
         HERE.inside = True
         try:
-            result = kind.forward(self, *args, **kwargs)
+            result = body(self, *args, **kwargs)
         finally:
             HERE.inside = False
         for tensor in _floats(result):
@@ -76,6 +78,22 @@ def _traced_forward(kind: Any) -> Callable[..., object]:  # noqa: ANN401
         return result
 
     return forward
+
+
+def _traced_body(kind: Any) -> Callable[..., object]:  # noqa: ANN401
+    """The forward of a class, in a form that can be traced."""
+
+    def known(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
+        # asking for the type of `self` would add a guard for each pair of modules
+        return kind.forward(self, *args, **kwargs)
+
+    def asked(self: Any, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
+        return type(self).forward(self, *args, **kwargs)
+
+    cells = [cell.cell_contents for cell in getattr(kind.forward, "__closure__", None) or ()]
+    # any other object is known to a trace only by the way that leads to it
+    plain = all(isinstance(held, FunctionType | type | str | int | None) for held in cells)
+    return known if plain else asked
 
 
 def _traced_call(self: nn.Module, /, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
