@@ -42,7 +42,7 @@ def butterfly(x, R: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _sylvester(x, scale, R: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr):
+def sylvester(x, scale, R: tl.constexpr, P: tl.constexpr, LOG: tl.constexpr):
     """The last axis of `x [R, P]` times the orthonormal Sylvester matrix of order P."""
     for i in tl.static_range(LOG):
         x = butterfly(x, R, P, 2**i)
@@ -73,7 +73,7 @@ def rows_kernel(
             x *= tl.load(signs_ptr + column, mask=inside, other=0.0)
             # the factor is 1 or -1
             signed = scale * tl.load(factor_ptr)
-            x = tl.reshape(_sylvester(tl.reshape(x, (R * B, P)), signed, R * B, P, LOG), (C,))
+            x = tl.reshape(sylvester(tl.reshape(x, (R * B, P)), signed, R * B, P, LOG), (C,))
         place = r * n + column
         y = tl.reshape(x, (R, B * P))
         place = tl.reshape(place, (R, B * P))
@@ -88,7 +88,7 @@ def rows_kernel(
             x = tl.load(x_ptr + (r * stride)[None, :] + column, mask=some, other=0.0)
             x = x.to(tl.float32) * tl.load(signs_ptr + column, mask=some, other=0.0)
             x = tl.reshape(x, (MB * R * B, P))
-            x = tl.reshape(_sylvester(x, scale, MB * R * B, P, LOG), (MB, C))
+            x = tl.reshape(sylvester(x, scale, MB * R * B, P, LOG), (MB, C))
             known = (to < m)[:, None] & (i < m)[None, :]
             turned = tl.load(factor_ptr + i[None, :] * m + to[:, None], mask=known, other=0.0)
             y = tl.dot(turned, x, y, input_precision=PRECISION)

@@ -34,7 +34,7 @@ VALUES = 8192
 MOST_VALUES = 32768
 # fewer rows do not pay for what every program makes first
 FEWEST_ROWS = 256
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = (torch.bfloat16, torch.float16)
 
 
 @triton.jit

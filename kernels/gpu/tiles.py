@@ -37,7 +37,11 @@ OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}
 
 # the largest tile whose sums 8 warps of an NVIDIA GPU hold in registers beside all else, and the
 # largest where the sums of a group are held beside the total
-_LARGEST = {"sm_90": (128 * 256, 128 * 128), "sm_100": (128 * 128, 128 * 128)}
+_LARGEST = {
+    "sm_90": (128 * 256, 128 * 128),
+    "sm_100": (128 * 128, 128 * 128),
+    "sm_120": (128 * 128, 64 * 64),
+}
 _USUAL = (128 * 128, 64 * 128)
 
 
@@ -46,16 +50,16 @@ LEAST = 8
 
 
 def fit(tile: Tile, group_lines: int, target: Target) -> Tile:
-    """The tile with steps that end where groups do, if they can, and with the stages of a target."""
+    """The tile with steps that end where groups do, if they can, and with a target's stages."""
     lines = tile.lines
     if group_lines % lines:
         whole = group_lines & -group_lines
-        lines = min(
-            lines, whole if whole >= bits else max(bits, 2 ** (group_lines - 1).bit_length())
-        )
-    # compilers for AMD keep what is not yet used in registers
-    stages = 2 if target.backend == "hip" else tile.stages + (lines < tile.lines)
-    return dataclasses.replace(tile, lines=lines, stages=stages)
+        padded = max(LEAST, 2 ** (group_lines - 1).bit_length())
+        lines = min(lines, whole if whole >= LEAST else padded)
+    if target.backend == "hip":
+        # the compiler keeps what is not yet used in registers
+        return dataclasses.replace(tile, lines=lines, warps=max(1, tile.warps // 2), stages=2)
+    return dataclasses.replace(tile, lines=lines, stages=tile.stages + (lines < tile.lines))
 
 
 def shared(tile: Tile, bits: int, size: int) -> int:

@@ -70,6 +70,27 @@ def line(what: tuple[str, str, int]) -> Line:
     )
 
 
+def merged(before: str, lines: list[str], made: set[tuple[str, str]]) -> str:
+    """The table with the lines of these kernels and targets in place of those it had.
+
+    Lines of kernels and targets that are no more go too.
+    """
+    known = [kernel.name for kernel in sorted(KERNELS, key=lambda kernel: kernel.name)]
+    targets = [there.name for there in TARGETS]
+
+    def cells(text: str) -> tuple[str, str]:
+        parts = [part.strip() for part in text.split("|")]
+        return parts[1], parts[3]
+
+    kept = [text for text in before.splitlines() if text.startswith("| ")][2:]
+    kept = [t for t in kept if cells(t) not in made and cells(t)[0] in known]
+    # a stable sort: builds stay in their order
+    ordered = sorted(
+        [*kept, *lines], key=lambda t: (known.index(cells(t)[0]), targets.index(cells(t)[1]))
+    )
+    return HEAD + "".join(f"{text}\n" for text in ordered)
+
+
 def everything(only: str) -> Iterator[tuple[str, str, int]]:
     """Kernel, target and number of every build, in the order of the table."""
     for kernel in sorted(KERNELS, key=lambda kernel: kernel.name):
@@ -96,15 +117,13 @@ def main() -> int:
     wrong = [found.wrong for found in lines if found.wrong is not None]
     for problem in wrong:
         sys.stdout.write(f"WRONG {problem}\n")
-    text = HEAD + "".join(f"{found.text}\n" for found in lines)
+    before = TABLE.read_text(encoding="utf-8") if TABLE.exists() else HEAD
+    text = merged(before, [found.text for found in lines], {(name, on) for name, on, _ in work})
     if options.update and not wrong:
         TABLE.write_text(text, encoding="utf-8")
-    before = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
-    if not options.only and text != before:
-        sys.stdout.writelines(
-            f"{changed}\n"
-            for changed in difflib.unified_diff(before.splitlines(), text.splitlines(), n=0)
-        )
+    elif text != before:
+        changes = difflib.unified_diff(before.splitlines(), text.splitlines(), n=0, lineterm="")
+        sys.stdout.writelines(f"{change}\n" for change in changes)
         wrong.append("the table has changed")
     sys.stdout.write(f"{len(lines)} builds, {len(wrong)} wrong\n")
     return 1 if wrong else 0

@@ -34,6 +34,16 @@ PLAIN = (((5,), 7), ((3,), 1), ((2, 3), 100), ((1,), 129), ((0,), 16), ((17,), 3
 
 # (rows, blocks, p) of one block and of several
 TALL = ((257, 1, 128), (300, 3, 128), (256, 1, 256), (259, 5, 128), (258, 2, 128), (261, 1, 512))
+# (rows, blocks, m, p) with a factor, in 16-bit floats
+FACTORED = (
+    (17, 1, 12, 4),
+    (16, 2, 3, 8),
+    (33, 1, 20, 1),
+    (19, 3, 5, 2),
+    (16, 1, 36, 16),
+    (21, 1, 2, 32),
+    (18, 1, 28, 64),
+)
 # (leading axes of x, out features, groups, columns of a group)
 LINEAR = (
     ((1,), 17, 3, 8),
@@ -131,6 +141,21 @@ def quantizations() -> Iterator[Case]:
                 if bits
                 else Case(name, "hadamard", (x, *rest))
             )
+    for r, blocks, m, p in FACTORED:
+        for bits in (8, 0):
+            name = f"factored-{r}-{blocks}x{m}x{p}-{bits}"
+            g, n = random(name), blocks * m * p
+            dtype = FLOATS[1 + r % 2]
+            x, (signs, factor) = rows((r, n), dtype, g), transform(n, m, g)
+            if m == 2:
+                # a Hadamard matrix, of which the first part is everything
+                factor = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) * 2**-0.5
+            rest = (signs, factor, p)
+            yield (
+                Case(name, "quantize_rows", (x, bits, *rest))
+                if bits
+                else Case(name, "hadamard", (x, *rest))
+            )
     g = random("strided")
     apart = rows((6, 40), torch.float32, g)
     yield Case("quantize-rows-apart", "quantize_rows", (apart[::2, :24], 8))
@@ -220,6 +245,8 @@ def refusals() -> Iterator[Case]:
     signs_there = torch.empty(many, device="meta")
     factor_there = torch.empty(1, 1, device="meta")
     yield Case("hadamard-tall", "hadamard", (tall, signs_there, factor_there, many))
+    two = torch.empty(2, 2, device="meta")
+    yield Case("hadamard-long-factor", "hadamard", (tall, signs_there, two, many // 2))
     yield Case("quantize-bits", "quantize_rows", (x, 9))
     yield Case("quantize-half-a-transform", "quantize_rows", (x, 8, signs, None, 1))
     long = torch.empty(1, many + 1, dtype=torch.bfloat16, device="meta")

@@ -84,6 +84,10 @@ def agreement(recipe: str) -> Iterator[tuple[str, Callable[[], Row]]]:
     def eager() -> Row:
         return _close(apart(logits(moved, on_gpu), want))
 
+    def made_there() -> Row:
+        made = qpass.quantize(copy.deepcopy(small).cuda(), recipe, inputs=on_gpu)
+        return _close(apart(logits(made, on_gpu), want))
+
     def compiled(mode: str | None) -> Row:
         torch._dynamo.reset()
         run = torch.compile(moved, mode=mode)
@@ -101,6 +105,7 @@ def agreement(recipe: str) -> Iterator[tuple[str, Callable[[], Row]]]:
         return {"error": error, "ok": error <= most, "why": f"{error:.2e} apart, over {most:.2e}"}
 
     yield f"{recipe} eager", eager
+    yield f"{recipe} quantized on the GPU", made_there
     yield f"{recipe} compiled", lambda: compiled(None)
     yield f"{recipe} CUDA graphs", lambda: compiled("reduce-overhead")
     yield f"{recipe} backend", lambda: backend(None)
