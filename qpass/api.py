@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from qpass.analyze import largest_regions, rotatable_regions
 from qpass.calibrate import Calibration, Codes, Store, key_of, needs_data, round_products
 from qpass.capture.call import Inputs
+from qpass.capture.elsewhere import on_cpu, to_cpu
 from qpass.capture.export import capture, evaluating, holds_values
 from qpass.capture.results import plain
 from qpass.errors import BadInput, expect_instance
@@ -118,8 +119,19 @@ def rotate(
 
     Each rewrite is verified in float64 on `inputs` and undone where it is not exact. `recipe` says
     which rotations (default: all that are free, and online ones elsewhere); its formats are not
-    used. Raises ContractBroken, with the model as it was, if the whole is not exact.
+    used. Raises ContractBroken, with the model as it was, if the whole is not exact. A model on a
+    GPU is worked on on the CPU, and goes back.
     """
+    with on_cpu(model):
+        return _rotate(model, to_cpu(inputs), recipe, plan)
+
+
+def _rotate(
+    model: nn.Module,
+    inputs: Inputs | None,
+    recipe: RecipeLike | None,
+    plan: Plan | str | Path | None,
+) -> RotationReport:
     sample = sample_call(model, inputs)
     check_float(model)
     known = _plan(plan)
@@ -160,10 +172,23 @@ def quantize(
     it also decides `rotation = "auto"` when there is no calibration data. A `plan` from an earlier
     run is carried out as it is. Roundings that measure their products' inputs do so on
     `calibration`, whose finished codes are kept in the directory `resume`, if one is given: the
-    same call goes on from there, to the same bytes. Raises StateError for a model that is quantized
-    already; the model is unchanged whenever this raises.
+    same call goes on from there, to the same bytes. A model on a GPU is worked on on the CPU, and
+    goes back. Raises StateError for a model that is quantized already; the model is unchanged
+    whenever this raises.
     """
-    batches = sample_calls(calibration)
+    with on_cpu(model):
+        return _quantize(model, recipe, calibration, to_cpu(inputs), plan, resume)
+
+
+def _quantize(
+    model: nn.Module,
+    recipe: RecipeLike,
+    calibration: Iterable[Inputs] | None,
+    inputs: Inputs | None,
+    plan: Plan | str | Path | None,
+    resume: str | Path | None,
+) -> nn.Module:
+    batches = [to_cpu(batch) for batch in sample_calls(calibration)]
     sample = sample_call(model, inputs if inputs is not None or not batches else batches[0])
     check_float(model)
     known = _plan(plan)
