@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
-from qpass.analyze import Convolution, Matmul, Pin, Region, find_convolutions, find_matmuls
+from qpass.analyze import (
+    Convolution,
+    Matmul,
+    Pin,
+    Region,
+    find_convolutions,
+    find_inputs,
+    find_matmuls,
+)
 from qpass.analyze.regions import name_of, use_names
 from qpass.ir import Note, Program, read
 from qpass.plan import Paired, Plan
@@ -170,6 +179,15 @@ def inspection(
         else:
             how, why = "declined", declined.get(name, "it is one wide")
         products.append(Product(name, *_size(program, product), how, why))
+    listed = {product.site for product in products}
+    for use, (meeting, *_) in find_inputs(program).items():
+        # products of weights that no layer holds alone, as experts
+        name, shape = program.site(use), read.static_shape(program.node(use))
+        if name in online and name not in listed and shape is not None:
+            columns = shape[meeting.reads]
+            rows = math.prod(shape) // columns
+            products.append(Product(name, rows, columns, "online", online[name]))
+            listed.add(name)
     absorbers = tuple(
         tuple(Absorber(program.site(s.use), s.axis, s.role.value) for s in region.sites)
         for region in largest

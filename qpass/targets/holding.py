@@ -184,7 +184,7 @@ def find_holdable(
         if axis is not None and _holds(model, program, program.owners[names[0]], path):
             found[path] = axis
     if found and run is not None:
-        found = _tried(model, found, run)
+        found = _tried(model, found, run(), run)
     return frozenset(name for path in found for name in uses[path])
 
 
@@ -235,24 +235,29 @@ def _first(program: Program, path: str) -> str:
 
 
 def _tried(
-    model: nn.Module, found: Mapping[str, int], run: Callable[[], Sequence[Tensor]]
+    model: nn.Module,
+    found: Mapping[str, int],
+    want: Sequence[Tensor],
+    run: Callable[[], Sequence[Tensor]],
 ) -> dict[str, int]:
-    """Those of `found` that a run meets in products only, and computes the same with."""
-    want = run()
-    kept = dict(found)
-    while kept:
-        with _watching(model, kept) as watches:
-            try:
-                got = run()
-            except (TypeError, AttributeError, ValueError, RuntimeError, NotImplementedError):
-                # code that takes nothing but tensors
-                return {}
-        left = {path: axis for path, axis in kept.items() if not watches[path].others}
-        if left == kept:
-            same = len(got) == len(want) and all(map(_same, got, want))
-            return left if same else {}
-        kept = left
-    return kept
+    """Those of `found` that a run meets in products only, and computes what is wanted with."""
+    with _watching(model, found) as watches:
+        try:
+            got = run()
+        except Exception:  # noqa: BLE001  the model's own code may take nothing but tensors
+            got = None
+    left = {path: axis for path, axis in found.items() if not watches[path].others}
+    same = got is not None and len(got) == len(want) and all(map(_same, got, want))
+    if left == found and same:
+        return left
+    if left == found:
+        paths = tuple(found)
+        halves = (paths[: len(paths) // 2], paths[len(paths) // 2 :])
+        parts = [{path: found[path] for path in half} for half in halves] if paths[1:] else []
+    else:
+        parts = [left]
+    kept = [_tried(model, part, want, run) for part in parts if part]
+    return {path: axis for part in kept for path, axis in part.items()}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
+from qpass.errors import Unsupported
 from qpass.targets.layers import OnlineTransform
 from qpass.targets.products import find_product, place_behind
 
@@ -59,6 +60,7 @@ class StandIn:
         if func in _VIEWS and isinstance(args[0], StandIn):
             return getattr(args[0], _VIEWS[func])(*args[1:], **kwargs)
         name = getattr(func, "__name__", "an operator")
+        _expect_reads(name)
         plain = [_plain(arg, name) for arg in args]
         return func(*plain, **{key: _plain(arg, name) for key, arg in kwargs.items()})
 
@@ -87,6 +89,7 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  all that a tensor has
         if name.startswith("__"):
             raise AttributeError(name)
+        _expect_reads(name)
         return getattr(self.plain(name), name)
 
     # what tensors of one shape and type share
@@ -287,7 +290,7 @@ def _apart(name: str) -> Callable[..., object]:
 _SPECIAL = (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod"),
     *("pow", "rpow", "neg", "pos", "abs", "lt", "le", "gt", "ge", "ne", "eq", "bool", "float"),
-    *("array", "contains", "iadd", "isub", "imul", "itruediv", "setitem"),
+    *("array", "contains"),
 )
 for _name in _SPECIAL:
     setattr(StandIn, f"__{_name}__", _apart(f"__{_name}__"))
@@ -323,6 +326,15 @@ _VIEWS: dict[object, str] = {
     for name in _NAMES
     if hasattr(space, name)
 }
+
+
+def _expect_reads(name: str) -> None:
+    """Raise for what writes to a weight: nobody would see what happens to a copy."""
+    if name.endswith("_") and not name.endswith("__"):
+        raise Unsupported(
+            f"{name}: this weight has absorbed a transform, and is not written to by its name\n"
+            "  load what it should be into the model before qpass changes it"
+        )
 
 
 def _plain(found: Any, why: str) -> Any:  # noqa: ANN401  arguments of any kind

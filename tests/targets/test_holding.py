@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import qpass
-from qpass.errors import BadInput
+from qpass.errors import BadInput, Unsupported
 from qpass.targets.holding import holdings
 from tests.custom.base import CUSTOM
 from tests.custom.test_custom import far, outputs
@@ -183,7 +183,7 @@ def test_the_product_reads_a_transformed_value(kind: type[nn.Module], tmp_path) 
     assert (model(given()) - ref(given())).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("kind", [k for k in HELD if k is not Sent])
+@pytest.mark.parametrize("kind", [Functional, OnTheLeft, Stacked, LookedUp, Summed])
 def test_compiled_code_is_one_graph_with_the_transform(kind: type[nn.Module]) -> None:
     model, ref = made(kind), made(kind)
     qpass.rotate(model, given())
@@ -246,6 +246,39 @@ def test_the_weight_is_read_as_it_was() -> None:
         assert (got - want).abs().max() <= 1e-6 * want.abs().max()
     assert model.down.shape == ref.down.shape
     assert len(model.down) == EXPERTS
+
+
+def test_what_writes_to_the_weight_is_refused() -> None:
+    model = made(Stacked)
+    qpass.rotate(model, given())
+    for write in (
+        lambda w: w.mul_(2),
+        lambda w: nn.init.zeros_(w),
+        lambda w: w[0].zero_(),
+        lambda w: w.detach().add_(1),
+    ):
+        with pytest.raises(Unsupported, match="written"):
+            write(model.down)
+
+
+def test_one_weight_that_cannot_be_held_does_not_cost_the_others() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([Functional(), TensorsOnly(), Transposed(), AlsoRead()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = part(x)
+            return x
+
+    model, ref = made(Several), made(Several)
+    found = qpass.inspect(model, given())
+    products = {p.site: p for p in found.products}
+    assert products["parts.2.down"].input == "online"
+    qpass.rotate(model, given())
+    assert {h.path for h in holdings(model)} == {"parts.0", "parts.2"}
+    assert (model(given()) - ref(given())).abs().max() <= 1e-9
 
 
 def test_gradients_reach_the_weight() -> None:
