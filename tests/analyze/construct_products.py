@@ -171,18 +171,38 @@ def padded(g: Grown, x: fx.Node) -> fx.Node | None:
 
 @construct("convolutions")
 def convolved(g: Grown, x: fx.Node) -> fx.Node | None:
+    """Forwards or backwards, all channels at once, in groups, or each by itself."""
     if len(shape(x)) not in (3, 4):
         return None
-    planes = len(shape(x)) - 2
-    target = aten.conv1d.default if planes == 1 else aten.conv2d.default
+    planes, backwards = len(shape(x)) - 2, g.maybe(0.25)
     channels, groups = shape(x)[1], 1
-    if g.maybe(0.25):
-        groups = channels
-    out = channels if groups > 1 else g.width()
+    if g.maybe(0.4):
+        groups = g.choice.choice([n for n in range(1, channels + 1) if channels % n == 0])
+    out = groups * g.choice.choice((1, 2)) if groups > 1 else g.width()
     bias = g.weight(out) if g.maybe() else None
     kernel = [g.choice.choice((1, min(2, n))) for n in shape(x)[2:]]
+    ones, zeros = [1] * planes, [0] * planes
+    if backwards:
+        weight = g.weight(channels, out // groups, *kernel)
+        back = aten.conv_transpose1d.default if planes == 1 else aten.conv_transpose2d.input
+        return g.call(back, x, weight, bias, ones, zeros, zeros, groups)
+    target = aten.conv1d.default if planes == 1 else aten.conv2d.default
     weight = g.weight(out, channels // groups, *kernel)
-    return g.call(target, x, weight, bias, [1] * planes, [0] * planes, [1] * planes, groups)
+    return g.call(target, x, weight, bias, ones, zeros, ones, groups)
+
+
+@construct("convolutions")
+def mixed_in_groups(g: Grown, x: fx.Node) -> fx.Node | None:
+    """1 x 1 between two convolutions in groups, of one weight for all groups or one for each."""
+    if len(shape(x)) != 3:
+        return None
+    width, groups = g.choice.choice((2, 3)), g.choice.choice((2, 3))
+    y = g.call(aten.conv1d.default, x, g.weight(width * groups, shape(x)[1], 1), None)
+    if g.maybe():
+        back = g.weight(width * groups, 2, 1)
+        return g.call(aten.conv_transpose1d.default, y, back, None, [1], [0], [0], groups)
+    weight = g.weight(groups * 2, width, 1)
+    return g.call(aten.conv1d.default, y, weight, None, [1], [0], [1], groups)
 
 
 @construct("convolutions")

@@ -48,18 +48,15 @@ def _grouped(node: fx.Node, c: Constraints, groups: int, channel: int) -> Axis:
     Where one axis of the weight serves all groups, all of them change alike.
     """
     x, weight = read.value(node, "input"), read.value(node, "weight")
-    values, kernel = c.layout(x), c.layout(weight)
+    kernel = c.layout(weight)
     split = _split(c, x, channel, groups)
     own = _split(c, weight, 0, groups)
     for axis in (split[channel], own[0]):
         c.pin(axis, _GROUPS)
     if is_transposed(node):
         c.contract(split, channel + 1, own, 1)
-        made = (*values[:channel], own[0], kernel[1], *values[channel + 1 :])
-        c.mix(made, channel)
         return (*own[0], *kernel[1])
     c.contract(split, channel + 1, kernel, 1)
-    c.mix(split, channel)
     return (*own[0], *own[1])
 
 
