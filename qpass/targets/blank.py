@@ -16,7 +16,7 @@ from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.quantize.containers import hold
 from qpass.rotations import Transform
-from qpass.targets.channels import TurnedChannels
+from qpass.targets.channels import TurnedChannels, show_settings
 from qpass.targets.holding import Holding, holdings, let_hold
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear, integers
 from qpass.targets.tensors import Shapes, from_tensors, shapes
@@ -215,6 +215,18 @@ class BlankTurned(nn.Module):
         super().__init__()
         self.form = form
         self.inner = inner
+        show_settings(self, inner)
+
+    # models that initialise what a checkpoint lacks look for these in their parts
+
+    @property
+    def weight(self) -> object:
+        """That of the module, and so is the next."""
+        return getattr(self.inner, "weight", None)
+
+    @property
+    def bias(self) -> object:
+        return getattr(self.inner, "bias", None)
 
     def layer(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The two, turning in `dtype` (None: as it was saved)."""

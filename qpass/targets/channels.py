@@ -41,10 +41,7 @@ class TurnedChannels(nn.Module):
         self.given = given_name(inner)
         self.inner = inner
         self.online = OnlineTransform(transform, dtype)
-        # strides, paddings and the like, which code around a convolution may ask for
-        for name, value in vars(inner).items():
-            if isinstance(value, int | str | tuple) and name[0] != "_" and name not in vars(self):
-                vars(self)[name] = value
+        show_settings(self, inner)
 
     @property
     def weight(self) -> object:
@@ -77,3 +74,10 @@ class TurnedChannels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.transform.rotation}, {self.split} x {self.transform.width} channels"
+
+
+def show_settings(outer: nn.Module, inner: nn.Module) -> None:
+    """Let a module have the strides, paddings and the like that code may ask the inner one for."""
+    for name, value in vars(inner).items():
+        if isinstance(value, int | str | tuple) and name[0] != "_" and name not in vars(outer):
+            vars(outer)[name] = value
