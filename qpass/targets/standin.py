@@ -299,7 +299,6 @@ StandIn.__hash__ = object.__hash__
 
 _NAMES = (
     "__getitem__",
-    "bmm",
     "chunk",
     "clone",
     "contiguous",
