@@ -14,7 +14,6 @@ import qpass
 import qpass.targets.inductor
 from qpass.capture import capture
 from qpass.ops.hadamard import HADAMARD
-from qpass.targets.blank import describe, place
 from qpass.targets.channels import TurnedChannels
 from qpass.targets.replaceable import refusals
 from tests.zoo import randomise
@@ -399,15 +398,3 @@ def test_what_else_a_convolution_takes_and_makes_is_left_alone(*, masked: bool) 
     with torch.no_grad():
         for call in ((x, mask), (x,), (x[:1], mask[:1])):
             assert torch.allclose(model(*call), ref(*call), rtol=0, atol=LIMIT)
-
-
-def test_a_checkpoint_is_placed_in_models_that_initialise_what_it_lacks() -> None:
-    model, x, _ = made("signals")
-    qpass.rotate(model, x)
-    fresh = made("signals")[0]
-    place(fresh, describe(model))
-    for path in turned(model):
-        blank, before = fresh.get_submodule(path), made("signals")[0].get_submodule(path)
-        assert blank.weight.shape == before.weight.shape
-        assert blank.bias.shape == before.bias.shape
-        assert (blank.kernel_size, blank.groups) == (before.kernel_size, before.groups)
