@@ -61,7 +61,7 @@ def main() -> int:
             for found in pool.map(lambda name: _apart(name, deadline), warm):
                 rows += found
         names += [f"tune:{o}" for o in options.tune]
-    checks = [name for name in names if name.startswith("check:")]
+    checks = [name for name in names if name.startswith(("check:", "model:"))]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         for found in pool.map(lambda name: _apart(name, deadline), checks):
             rows += found

@@ -116,15 +116,26 @@ def candidates(bits: int, scaled: bool) -> tuple[Tile, ...]:
     # the 4 bytes of an 8-bit word are neighbours in x as well
     apart = bits == 4
     few = (
-        Tile(16, 64, long, 4, 4, False),
-        Tile(32, 64, long, 4, 4, False),
-        Tile(64, 64, long, 4, 4, apart),
-        Tile(64, 128, long, 8, 3, apart),
-        Tile(128, 128, long, 8, 4, apart),
+        Tile(16, 64, long, 4, 4, False, 0.15),
+        Tile(16, 128, long, 8, 4, False, 0.15),
+        Tile(32, 64, long, 4, 4, False, 0.15),
+        Tile(64, 64, long, 4, 4, apart, 0.4),
     )
     if scaled:
-        return (*few, Tile(128, 64, long, 4, 3, apart))
-    return (*few, Tile(256, 128, long, 8, 3, apart))
+        return (
+            *few,
+            Tile(64, 128, long, 4, 3, apart, 0.55),
+            Tile(128, 64, long, 4, 3, apart, 0.65),
+            Tile(128, 128, long, 8, 3, apart, 0.63),
+        )
+    return (
+        *few,
+        Tile(64, 128, long, 8, 3, apart, 0.5),
+        Tile(128, 64, long, 4, 4, apart, 0.7),
+        Tile(128, 128, long, 8, 4, apart, 0.94 if apart else 0.72),
+        Tile(256, 64, long, 4, 3, apart, 0.85 if apart else 0.97),
+        Tile(256, 128, long, 8, 3, apart, 0.84),
+    )
 
 
 def _accepts(call: Call) -> str | None:

@@ -122,13 +122,24 @@ def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
     if dtype is torch.float32:
         return (Tile(16, 32, 8, 4, 2, False), Tile(64, 64, 8, 8, 2, True))
     few = (
-        Tile(16, 64, long, 4, 4, False),
-        Tile(32, 64, long, 4, 4, False),
-        Tile(64, 64, long, 4, 3, True),
-        Tile(64, 128, long, 8, 3, True),
-        Tile(128, 128, long, 8, 3, True),
+        Tile(16, 64, long, 4, 4, False, 0.15),
+        Tile(16, 128, long, 8, 4, False, 0.15),
+        Tile(32, 64, long, 4, 4, False, 0.15),
+        Tile(64, 64, long, 4, 3, True, 0.4),
+        Tile(64, 128, long, 8, 3, True, 0.4),
     )
-    return few if scaled else (*few, Tile(256, 128, short, 8, 3, True))
+    if scaled:
+        return (
+            *few,
+            Tile(64, 128, long, 4, 3, True, 0.55),
+            Tile(128, 64, long, 4, 3, True, 0.55),
+            Tile(128, 128, long, 8, 3, True, 0.53),
+        )
+    return (
+        *few,
+        Tile(128, 128, long, 8, 3, True, 0.5),
+        Tile(256, 128, short, 8, 4, True, 0.65),
+    )
 
 
 def _accepts(call: Call) -> str | None:

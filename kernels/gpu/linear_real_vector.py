@@ -114,13 +114,14 @@ def _accepts(call: Call) -> str | None:
 def configure(packed: Packed, target: Target) -> tuple[int, int, int]:
     """Lines at a time, warps, and shares of the lines."""
     blocks = -(-packed.n // 16)
-    # 16 warps on each multiprocessor keep enough loads in the air
     if blocks >= 3 * target.multiprocessors:
-        return 128, 8, 1
+        return (64, 4, 1) if packed.bits == 4 else (256, 16, 1)
+    # 16 warps on each multiprocessor keep enough loads in the air
+    lines = 256 if packed.lines >= 1024 else 128
     if blocks >= 3 * target.multiprocessors // 2 or packed.lines < 512:
-        return 256, 16, 1
+        return lines, 16, 1
     shares = 2 if blocks >= target.multiprocessors // 2 else 4
-    return 256, 16, shares if packed.lines >= 256 * shares else 1
+    return lines, 16, shares if packed.lines >= lines * shares else 1
 
 
 def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:

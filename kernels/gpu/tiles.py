@@ -22,7 +22,7 @@ class Tile:
     """Rows of x by outputs by lines of weights, and how Triton runs it.
 
     `spread`: x is put in the order of the weights' words first, which costs a pass over x and
-    saves many small loads.
+    saves many small loads. `pace` is the part of the peak that a large product reached on an H200.
     """
 
     rows: int
@@ -31,19 +31,28 @@ class Tile:
     warps: int
     stages: int
     spread: bool
+    pace: float = 0.3
 
 
 OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}
 
-# the largest tile whose sums 8 warps of an NVIDIA GPU hold in registers beside all else, and the
-# largest where the sums of a group are held beside the total
+# the largest tile whose sums stay in registers beside all else, and the largest where the sums of a
+# group are held beside the total
 _LARGEST = {
     "sm_90": (128 * 256, 128 * 128),
     "sm_100": (128 * 128, 128 * 128),
     "sm_120": (128 * 128, 64 * 64),
 }
 _USUAL = (128 * 128, 64 * 128)
-
+# the same for each warp, where a warp multiplies by itself
+_WARP = (2048, 1024)
+_TOGETHER = ("sm_90", "sm_100")
+# seconds from asking memory for bytes to having them, under load
+_LATENCY = 1.5e-6
+# how much faster the cache that all share is
+_CACHE = 6.0
+# programs of one kernel that a multiprocessor holds at best
+_RESIDENT = 8
 
 # what a product on tensor cores takes at once: 16 columns, 2 of each word, or 32, 4 of each
 LEAST = 8
@@ -60,6 +69,16 @@ def fit(tile: Tile, group_lines: int, target: Target) -> Tile:
         # the compiler keeps what is not yet used in registers
         return dataclasses.replace(tile, lines=lines, warps=max(1, tile.warps // 2), stages=2)
     return dataclasses.replace(tile, lines=lines, stages=tile.stages + (lines < tile.lines))
+
+
+def _legal(tile: Tile, packed: Packed, size: int, target: Target) -> bool:
+    sums = tile.rows * tile.outputs
+    alone = target.backend == "cuda" and target.name not in _TOGETHER
+    return (
+        shared(tile, packed.bits, size) <= target.shared
+        and sums <= _LARGEST.get(target.name, _USUAL)[packed.scaled]
+        and not (alone and sums > tile.warps * _WARP[packed.scaled])
+    )
 
 
 def shared(tile: Tile, bits: int, size: int) -> int:
@@ -86,26 +105,25 @@ def best(
     if (override := OVERRIDES.get((kernel, target.name, m, n, k))) is not None:
         return override
     fitted = [fit(tile, packed.group_lines, target) for tile in candidates]
-    largest = _LARGEST.get(target.name, _USUAL)[packed.scaled]
-    legal = [
-        tile
-        for tile in fitted
-        if shared(tile, bits, size) <= target.shared and tile.rows * tile.outputs <= largest
-    ]
+    legal = [tile for tile in fitted if _legal(tile, packed, size, target)]
     rate = target.peak.get(kind, target.peak["fp32"]) / target.multiprocessors
     bandwidth = target.bandwidth / target.multiprocessors
+    once = n * k * bits / 8 + m * k * size
 
     def seconds(tile: Tile, shares: int) -> float:
-        tiles = math.ceil(m / tile.rows) * math.ceil(n / tile.outputs)
+        programs = math.ceil(m / tile.rows) * math.ceil(n / tile.outputs) * shares
         width = k / shares
-        moved = tile.outputs * width * bits / 8 + tile.rows * width * size
+        each = programs / target.multiprocessors
+        # weights on their way must cover the latency of memory
+        asked = min(each, _RESIDENT) * (tile.stages - 1) * tile.outputs * tile.lines * 4
+        part = min(1.0, asked / (bandwidth * _LATENCY))
+        read = target.multiprocessors * (tile.outputs * width * bits / 8 + tile.rows * width * size)
+        memory = max(once / part, each * read / _CACHE) / target.bandwidth
         done = 2 * tile.rows * tile.outputs * width
-        # each program also fills and drains its pipeline
-        one = max(moved / bandwidth, done / (0.7 * rate)) + 4e-7
-        # a multiprocessor that has one program only waits for it
-        waves = max(tiles * shares / target.multiprocessors, 2.0)
-        apart = 0.0 if shares == 1 else 2e-6 + shares * m * n * 8 / target.bandwidth
-        return math.ceil(waves) * one + apart
+        work = max(memory, math.ceil(each) * done / (tile.pace * rate))
+        passes = tile.spread * (1e-6 + 2 * m * k * size / target.bandwidth)
+        apart = 0.0 if shares == 1 else 2.5e-6 + shares * m * n * 8 / target.bandwidth
+        return work + passes + apart
 
     def splits(tile: Tile) -> tuple[int, ...]:
         chunks = packed.groups * math.ceil(packed.group_lines / tile.lines)
