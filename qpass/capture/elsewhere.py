@@ -14,15 +14,17 @@ T = TypeVar("T")
 
 
 @contextmanager
-def on_cpu(model: nn.Module) -> Generator[None]:
+def on_cpu(model: object) -> Generator[None]:
     """While open, a model that lies on one CUDA device is on the CPU; its parameters stay objects.
 
-    So results do not depend on where a model was. What replaced its modules goes back with it.
+    So results do not depend on where a model was. What replaced its modules goes back with it. What
+    is no model is refused by those who look at it.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    devices = {tensor.device for tensor in tensors}
-    there = devices.pop() if len(devices) == 1 else torch.device("cpu")
-    if there.type != "cuda":
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    there = _device(model)
+    if there is None or there.type != "cuda":
         yield
         return
     model.to("cpu")
@@ -30,6 +32,12 @@ def on_cpu(model: nn.Module) -> Generator[None]:
         yield
     finally:
         model.to(there)
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    """Where all of a model lies."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
 
 
 def to_cpu(inputs: T) -> T:
