@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
-from qpass.formats import QuantSpec
+from qpass.formats import QuantSpec, wide
 from qpass.ops import (
     PackedLinear,
     PointsLinear,
@@ -32,11 +32,6 @@ from qpass.targets.fixed import Fixed, Quantized
 from qpass.targets.tensors import Shapes, from_tensors, shapes, to_tensors
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that a layer of `dtype` computes in before it rounds."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 @final
 class OnlineTransform(Fixed):
     """`x -> x R` on the last axis, by the fast form of R; the inverse lacks its signs."""
@@ -46,7 +41,7 @@ class OnlineTransform(Fixed):
 
     def __init__(self, transform: Transform, dtype: torch.dtype, *, inverse: bool = False) -> None:
         super().__init__()
-        wide = _wide(dtype)
+        computed = wide(dtype)
         fast = transform.fast()
         if fast is None:
             raise BadInput(f"{transform} has no fast form, so it cannot run with the model")
@@ -55,8 +50,8 @@ class OnlineTransform(Fixed):
         # R = diag(signs) (factor (x) H) and H is symmetric
         signs = torch.ones_like(fast.signs) if inverse else fast.signs
         factor = fast.factor.mT.contiguous() if inverse else fast.factor
-        self.register_buffer("signs", signs.to(wide, copy=True), persistent=False)
-        self.register_buffer("factor", factor.to(wide, copy=True), persistent=False)
+        self.register_buffer("signs", signs.to(computed, copy=True), persistent=False)
+        self.register_buffer("factor", factor.to(computed, copy=True), persistent=False)
 
     def undo(self, weight_nk: Tensor) -> Tensor:
         """`weight @ R.T`: what a weight that absorbed the transform was before."""
@@ -123,7 +118,7 @@ class QuantizedLinear(Quantized):
     def _hold(self, packed: Held, bias: Tensor | None) -> None:
         if bias is not None:
             # as exact as the sums it is added to, whatever the dtype of the module
-            bias = bias.detach().to(_wide(bias.dtype), copy=True)
+            bias = bias.detach().to(wide(bias.dtype), copy=True)
         buffers = {
             "packed_weight": packed.weight,
             "points": packed.points if isinstance(packed, PointsLinear) else None,
@@ -180,23 +175,22 @@ class QuantizedLinear(Quantized):
 
         `[N, K]`, or `[K, N]` where the layer stands in for one that stores it so.
         """
-        wide = _wide(self.dtype)
-        values = self._numbers(wide)
+        values = self._numbers(wide(self.dtype))
         if self.online is not None:
             values = self.online.undo(values)
         values = values.to(self.dtype)
         return values.mT if self.transposed else values
 
-    def _numbers(self, wide: torch.dtype) -> Tensor:
+    def _numbers(self, computed: torch.dtype) -> Tensor:
         held, n = self.packed, self.out_features
         if isinstance(held, PointsLinear):
-            return held.dequantize(wide)
-        values = self.codes.to(wide).reshape(n, self.groups, -1)
+            return held.dequantize(computed)
+        values = self.codes.to(computed).reshape(n, self.groups, -1)
         if self.group_scales is not None:
-            values = values * untile(self.group_scales, n).to(wide).unsqueeze(2)
+            values = values * untile(self.group_scales, n).to(computed).unsqueeze(2)
         if self.group_offsets is not None:
-            values = values + untile(self.group_offsets, n).to(wide).unsqueeze(2)
-        return values.reshape(n, self.in_features) * self.row_scales.to(wide).unsqueeze(1)
+            values = values + untile(self.group_offsets, n).to(computed).unsqueeze(2)
+        return values.reshape(n, self.in_features) * self.row_scales.to(computed).unsqueeze(1)
 
     @gated
     def forward(self, x: Tensor) -> Tensor:

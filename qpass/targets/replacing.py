@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.errors import Unsupported
-from qpass.formats import QuantizedTensor
+from qpass.formats import QuantizedTensor, wide
 from qpass.ir import Note, Owner, Program, Weight, read
 from qpass.plan import Plan, Quantized
 from qpass.quantize.containers import REFERENCE, by_reference, hold, stored_as, unreadable
@@ -156,14 +156,13 @@ def _layer(
     codes = encode(entry, value_nk)
     if wanted.table:
         return _embedding(module, owner, codes, stored.dtype)
-    wide = torch.float64 if stored.dtype is torch.float64 else torch.float32
     rows = entry.activation
     if (why := unreadable(rows)) is not None:
         raise Unsupported(f"{entry.site}: {why}; set activation.dynamic = true")
     kernel = rows is not None and not by_reference(entry.weight, rows)
     return QuantizedLinear(
         hold(codes),
-        None if bias is None else bias.to(wide),
+        None if bias is None else bias.to(wide(stored.dtype)),
         dtype=stored.dtype,
         activation_bits=rows.codes.bits if rows is not None and kernel else None,
         activation=None if kernel else rows,
