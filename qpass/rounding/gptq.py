@@ -22,7 +22,7 @@ from qpass.rounding.base import ROUNDINGS, Rounding, Statistic, Stats, check_wei
 from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.descent import descend
 from qpass.rounding.feedback import feed_back
-from qpass.rounding.hessian import Curvature, factored
+from qpass.rounding.hessian import Curvature
 from qpass.rounding.shift import corrected
 
 Order = Literal["memory", "diagonal", "groups"]
@@ -50,7 +50,7 @@ class Gptq(Rounding):
         cost = Curvature.of(stats, weight_nk.shape[1], self.shrinkage)
         h_kk = cost.h_kk
         columns = column_order(cost.weights_k, self.order, spec)
-        factor = factored(h_kk[columns][:, columns])
+        factor = cost.factor(columns)
         order: list[int] = columns.tolist()
         static = self.static or spec.block == "tensor"
         if Statistic.CROSS in self.needs:

@@ -13,11 +13,12 @@ Shapes: k columns of the weight, p probes, r right-hand sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import cast, final
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from qpass.errors import BadInput
 from qpass.rounding.base import Statistic, Stats, measured
@@ -29,6 +30,8 @@ DEFAULT_SHRINKAGE = 0.03
 QUIETEST = 1e-4
 PROBES = 64
 BLOCK = 128
+# triangles that are inverted by a formula, of a power of two
+SMALLEST = 8
 FEW = 16
 # entries are sums in float64, perhaps of float32 numbers
 NOISE = 1e-5
@@ -87,13 +90,28 @@ class Curvature:
     h_kk: Tensor
     shrinkage: float
     unit: float
+    _factors: dict[tuple[int, ...], Factor] = field(default_factory=dict[tuple[int, ...], Factor])
 
     @staticmethod
     def of(stats: Stats, width: int, shrinkage: float | None = None) -> Curvature:
         """That of the statistics; the shrinkage, unless given, is the best for held-out samples.
 
-        Where no samples were held out it is `DEFAULT_SHRINKAGE`.
+        Where no samples were held out it is `DEFAULT_SHRINKAGE`. It is made once for equal
+        statistics: weights that read one value share it.
         """
+        hessian = stats.get(Statistic.HESSIAN)
+        if hessian is None:
+            return Curvature._of(stats, width, shrinkage)
+        held = stats.get(Statistic.HELD_HESSIAN)
+        made_of = tuple((WeakIdRef(t), t._version) for t in (hessian, held) if t is not None)
+        known = cast("dict[object, Curvature]", _KNOWN.setdefault(hessian, {}))
+        key = (made_of, width, shrinkage)
+        if key not in known:
+            known[key] = Curvature._of(stats, width, shrinkage)
+        return known[key]
+
+    @staticmethod
+    def _of(stats: Stats, width: int, shrinkage: float | None) -> Curvature:
         h_kk = second_moments(stats, Statistic.HESSIAN, width)
         if Statistic.HELD_HESSIAN in stats and width:
             held_kk = second_moments(stats, Statistic.HELD_HESSIAN, width)
@@ -110,6 +128,17 @@ class Curvature:
     def weights_k(self) -> Tensor:
         """What an error of each column costs by itself."""
         return self.h_kk.diagonal()
+
+    def factor(self, columns: Tensor) -> Factor:
+        """That for the columns in this order."""
+        order = tuple(columns.tolist())
+        if order not in self._factors:
+            self._factors[order] = factored(self.h_kk[columns][:, columns])
+        return self._factors[order]
+
+
+# by the Hessian, with which it is freed
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _smooth(fit_k: Tensor, held_k: Tensor) -> Tensor:
@@ -193,9 +222,13 @@ def solve_unit(upper_kk: Tensor, given_kr: Tensor, *, transposed: bool = False) 
     """X of `U X = given`, or of `U^T X = given`, for a U of ones on its diagonal."""
     solved_kr = given_kr.clone()
     starts = range(0, len(upper_kk), BLOCK)
-    for start in starts if transposed else reversed(starts):
+    whole = len(upper_kk) // BLOCK
+    corners = [upper_kk[s : s + BLOCK, s : s + BLOCK] for s in starts]
+    inverses = [*_inverses(torch.stack(corners[:whole]))] if whole else []
+    inverses += [_inverses(corner.unsqueeze(0))[0] for corner in corners[whole:]]
+    for at in range(len(starts)) if transposed else reversed(range(len(starts))):
+        start, inverse = starts[at], inverses[at]
         end = start + BLOCK
-        inverse = _inverse(upper_kk[start:end, start:end])
         if transposed:
             known = upper_kk[:start, start:end].t() @ solved_kr[:start]
             solved_kr[start:end] = inverse.t() @ (solved_kr[start:end] - known)
@@ -205,21 +238,36 @@ def solve_unit(upper_kk: Tensor, given_kr: Tensor, *, transposed: bool = False) 
     return solved_kr
 
 
-def _inverse(upper_tt: Tensor) -> Tensor:
-    """The inverse of a triangle of ones on its diagonal, from those of its halves."""
-    if len(upper_tt) <= 8:
-        # (1 - V)^-1 = (1 + V)(1 + V^2)(1 + V^4), as V^8 = 0
-        one = torch.eye(len(upper_tt), dtype=upper_tt.dtype, device=upper_tt.device)
-        rest = one - upper_tt
-        twice = rest @ rest
-        return (one + rest) @ (one + twice) @ (one + twice @ twice)
-    half = len(upper_tt) // 2
-    first, second = _inverse(upper_tt[:half, :half]), _inverse(upper_tt[half:, half:])
-    inverse_tt = torch.zeros_like(upper_tt)
-    inverse_tt[:half, :half] = first
-    inverse_tt[half:, half:] = second
-    inverse_tt[:half, half:] = -(first @ upper_tt[:half, half:] @ second)
-    return inverse_tt
+def _inverses(upper_btt: Tensor) -> Tensor:
+    """The inverses of triangles of ones on their diagonals, from those of their parts."""
+    b, t = upper_btt.shape[0], upper_btt.shape[1]
+    size = SMALLEST
+    while size < t:
+        size *= 2
+    one = torch.eye(size, dtype=upper_btt.dtype, device=upper_btt.device)
+    whole = one.repeat(b, 1, 1)
+    whole[:, :t, :t] = upper_btt
+    # (1 - V)^-1 = (1 + V)(1 + V^2)(1 + V^4), as V^8 = 0
+    one = one[:SMALLEST, :SMALLEST]
+    rest = one - _corners(whole, SMALLEST)
+    twice = rest @ rest
+    inverse = (one + rest) @ (one + twice) @ (one + twice @ twice)
+    while inverse.shape[-1] < size:
+        half = inverse.shape[-1]
+        across = _corners(whole, 2 * half)[:, :half, half:]
+        first, second = inverse[::2], inverse[1::2]
+        inverse = inverse.new_zeros(len(first), 2 * half, 2 * half)
+        inverse[:, :half, :half] = first
+        inverse[:, half:, half:] = second
+        inverse[:, :half, half:] = -(first @ across @ second)
+    return inverse[:, :t, :t]
+
+
+def _corners(whole_btt: Tensor, size: int) -> Tensor:
+    """The blocks along the diagonals, one after another."""
+    b, count = whole_btt.shape[0], whole_btt.shape[1] // size
+    blocks = whole_btt.reshape(b, count, size, count, size).diagonal(dim1=1, dim2=3)
+    return blocks.permute(0, 3, 1, 2).reshape(b * count, size, size)
 
 
 def _cholesky(h_kk: Tensor) -> Tensor:
@@ -235,5 +283,6 @@ def _cholesky(h_kk: Tensor) -> Tensor:
         root_kk[start:end, start:end] = corner
         # rest corner^-T, with the diagonal taken out of the corner
         diagonal = corner.diagonal()
-        root_kk[end:, start:end] = rest[BLOCK:] @ _inverse((corner / diagonal).T) / diagonal
+        inverse = _inverses((corner / diagonal).T.unsqueeze(0))[0]
+        root_kk[end:, start:end] = rest[BLOCK:] @ inverse / diagonal
     return root_kk

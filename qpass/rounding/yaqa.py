@@ -43,7 +43,7 @@ class Yaqa(Rounding):
         cost = Curvature.of(stats, k)
         g_nn = shrunk(second_moments(stats, Statistic.OUTPUT_HESSIAN, n), self.output_shrinkage)
         columns = column_order(cost.weights_k, self.order, spec)
-        along_k = factored(cost.h_kk[columns][:, columns])
+        along_k = cost.factor(columns)
         order: list[int] = columns.tolist()
 
         def solve(sheet: Columns) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.rounding import ROUNDINGS, Rounding, Statistic
-from qpass.rounding.hessian import Curvature, best_shrinkage, factored, shrunk
+from qpass.rounding.hessian import Curvature, best_shrinkage, factored, shrunk, solve_unit
 from tests.rounding.layers import inputs, layer, statistics
 
 K = 96
@@ -101,3 +101,28 @@ def test_an_indefinite_hessian_with_a_plausible_diagonal_is_refused():
     stats = {**layer(8, K, 300, 1).stats, Statistic.HESSIAN: h, Statistic.HELD_HESSIAN: h / 2}
     with pytest.raises(BadInput, match="semi-definite"):
         ROUNDINGS["gptq"].round(layer(8, K, 300, 1).weight, QuantSpec("int4"), stats)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 100, 128, 129, 300])
+def test_triangles_are_solved(size: int):
+    generator = torch.Generator().manual_seed(size)
+    strict = torch.randn(size, size, generator=generator, dtype=torch.float64).triu(1) / size**0.5
+    upper, given = strict + torch.eye(size, dtype=torch.float64), torch.randn(size, 3).double()
+    for transposed in (False, True):
+        matrix = upper.T if transposed else upper
+        solved = solve_unit(upper, given, transposed=transposed)
+        assert torch.allclose(matrix @ solved, given, atol=1e-9)
+
+
+def test_weights_of_one_value_share_what_is_made_of_its_statistics(monkeypatch):
+    x = torch.randn(64, 16, dtype=torch.float64)
+    stats = {Statistic.HESSIAN: x.T @ x, Statistic.HELD_HESSIAN: x[::2].T @ x[::2]}
+    first = Curvature.of(stats, 16)
+    assert Curvature.of(dict(stats), 16) is first
+    order = first.weights_k.argsort()
+    assert first.factor(order) is first.factor(order.clone())
+    assert Curvature.of(stats, 16, 0.5) is not first
+    stats[Statistic.HESSIAN].mul_(2)
+    again = Curvature.of(stats, 16)
+    assert again is not first
+    assert again.unit == pytest.approx(2 * first.unit, rel=0.5)
