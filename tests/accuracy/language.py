@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import qpass
 from qpass.hf.pretrained import load_model, token_ids
 from qpass.verify import windows
 from tests.accuracy.grid import METHODS, SETTINGS
-from tests.accuracy.task import Task
+from tests.accuracy.task import Task, predictions_lost
 from tests.data.fetch import MODEL
 
 TEXTS = Path(__file__).parents[1] / "data"
@@ -37,15 +36,7 @@ def calibration(count: int) -> tuple[Tensor, ...]:
 
 
 def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, float], int]:
-    found = qpass.evaluate(model, reference, evaluation(every))
-    values = {
-        "KL": found.kl.value,
-        "+- KL": found.kl.error,
-        "perplexity": found.perplexity.value,
-        "float": found.reference_perplexity.value,
-        "top-1": found.agreement.value,
-    }
-    return values, found.tokens
+    return predictions_lost(model, reference, evaluation(every))
 
 
 TASK = Task(

@@ -15,10 +15,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-import qpass
 from tests.accuracy.grid import OF_OTHERS, SETTINGS
 from tests.accuracy.sentences import sentences_of
-from tests.accuracy.task import Task
+from tests.accuracy.task import Task, predictions_lost
 from tests.data.fetch import DATA, fresh, publish
 from tests.real.models import REAL, fetched
 
@@ -105,15 +104,7 @@ def _read_aloud(name: str, count: int) -> tuple[dict[str, Tensor], ...]:
 
 
 def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, float], int]:
-    found = qpass.evaluate(model, reference, _read_aloud("evaluation", 96 // every))
-    values = {
-        "KL": found.kl.value,
-        "+- KL": found.kl.error,
-        "perplexity": found.perplexity.value,
-        "float": found.reference_perplexity.value,
-        "top-1": found.agreement.value,
-    }
-    return values, found.tokens
+    return predictions_lost(model, reference, _read_aloud("evaluation", 96 // every))
 
 
 TASK = Task(

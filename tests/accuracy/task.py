@@ -49,3 +49,18 @@ class Task:
         seconds = time.perf_counter() - start
         values, samples = self.lost(model, reference, every)
         return Measured(dict(values), samples, round(seconds, 1))
+
+
+def predictions_lost(
+    model: nn.Module, reference: nn.Module, batches: Sequence[Batch]
+) -> tuple[dict[str, float], int]:
+    """What a model that predicts tokens lost, and over how many."""
+    found = qpass.evaluate(model, reference, batches)
+    values = {
+        "KL": found.kl.value,
+        "+- KL": found.kl.error,
+        "perplexity": found.perplexity.value,
+        "float": found.reference_perplexity.value,
+        "top-1": found.agreement.value,
+    }
+    return values, found.tokens
