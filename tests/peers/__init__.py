@@ -1,0 +1,1 @@
+"""Other quantization tools on the same model, the same calibration data and the same tokens."""
