@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from brevitas.export.inference.manager import quant_inference_mode
 from brevitas_examples.llm import main as tool
@@ -16,7 +17,7 @@ WEIGHTS = [
 ]  # fmt: skip
 ROTATED = [
     "--rotation", "fused_no_fx", "--rotation-mode", "had", "--rotation-orphan-sink",
-    "--rotation-sdpa-regions", "--ln-affine-merge", "--replace-rmsnorm",
+    "--rotation-sdpa-regions", "--replace-rmsnorm",
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ class _Running(nn.Module):
             return self.model(**inputs)
 
 
-def quantized(given: Given, *flags: str) -> tuple[nn.Module, str]:
+def quantized(given: Given, flags: Sequence[str]) -> tuple[nn.Module, str]:
     rows = [{"input_ids": r[None], "attention_mask": r[None] * 0 + 1} for r in given.calibration]
     tool.get_dataset_for_model = lambda **_: rows
     asked, _ = create_args_parser().parse_known_args(
@@ -51,13 +52,14 @@ def _integers(weight: int, activation: int | None) -> functools.partial[tuple[nn
             "--weight-bit-width", str(weight), "--weight-quant-granularity", "per_group",
             "--weight-group-size", "64",
         ]  # fmt: skip
-        return functools.partial(quantized, *flags)
+        return functools.partial(quantized, flags=flags)
     # given as the command line's own flags, so that what its users write is what runs
     flags += [
         "--input-bit-width", str(activation), "--input-scale-type", "dynamic",
         "--input-quant-granularity", "per_row", "--input-quant-type", "sym",
     ]  # fmt: skip
-    return functools.partial(quantized, *flags, *(ROTATED if activation < 8 or weight < 8 else ()))
+    rotated = ROTATED if min(weight, activation) < 8 else []
+    return functools.partial(quantized, flags=[*flags, *rotated])
 
 
 if __name__ == "__main__":
