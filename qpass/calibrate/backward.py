@@ -15,7 +15,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, fx
 
-from qpass.ir import Program, fresh, last_uses, read, run_node
+from qpass.ir import Program, fresh, last_uses, read, run_nodes
 
 # of the values asked for, in one stretch
 TOGETHER = 16
@@ -136,15 +136,14 @@ def _run(
 ) -> None:
     """Run `nodes`, with gradients where `made` replaces what they make."""
 
-    def load(of: fx.Node) -> object:
+    def load(_: fx.Node, of: fx.Node) -> object:
         weight = weights.get(of)
         return env[of] if weight is None else weight
 
-    for node in nodes:
-        value = run_node(node, load, gradients=made is not None)
-        env[node] = value if made is None else made(node, value)
-        for dead in last.get(node, ()):
-            env.pop(dead, None)
+    if made is None:
+        run_nodes(nodes, env, load, last)
+    else:
+        run_nodes(nodes, env, load, last, gradients=True, made=made)
 
 
 @final

@@ -7,7 +7,7 @@ stops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast, final
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import QuantSpec
-from qpass.ir import Program, fresh, last_uses, run_node
+from qpass.ir import Program, fresh, last_uses, run_nodes
 from qpass.ops import as_read
 
 # the weight that a use stands for (None: as the program has it)
 Replaced = Callable[[str], Tensor | None]
+Values = dict[fx.Node, object]
+Reads = Mapping[str, tuple[Matmul, QuantSpec]]
 
 
 @final
@@ -43,61 +45,82 @@ class Stream:
         self._at = 0
         self._position = {node.name: at for at, node in enumerate(self._nodes)}
         self._last = last_uses(program.graph)
-        self._reads = {
-            m.node: (m, activations[m.use]) for m in find_matmuls(program) if m.use in activations
-        }
+        self._reads = activations_of(program, activations)
         # graphs count the tokens of a cache in their inputs, and the data may be used again
-        self._values: list[dict[fx.Node, object]] = [
+        self._values: list[Values] = [
             dict(zip(program.inputs, fresh(batch), strict=True)) for batch in batches
         ]
 
     def advance(self, to: str) -> list[Tensor]:
         """Run every batch until the value `to` exists, and return it for each of them."""
-        end = self._position[to] + 1
-        segment = self._nodes[self._at : end]
-        self._at = max(self._at, end)
-        weights: dict[fx.Node, Tensor] = {}
-        with torch.no_grad():
-            for values in self._values:
-                self._run(segment, values, weights)
+        self._run(self._position[to] + 1)
         node = self._program.node(to)
         return [cast("Tensor", values[node]) for values in self._values]
 
-    def _run(
-        self,
-        segment: Sequence[fx.Node],
-        values: dict[fx.Node, object],
-        weights: dict[fx.Node, Tensor],
-    ) -> None:
-        quantized: dict[tuple[fx.Node, QuantSpec], Tensor] = {}
-        for node in segment:
-            if node.op != "call_function":
-                continue
-            matmul, spec = self._reads.get(node.name, (None, None))
+    def before(self, node: fx.Node) -> list[Values]:
+        """Run every batch up to a node, and return what is alive there for each of them."""
+        self._run(self._position[node.name])
+        return [dict(values) for values in self._values]
 
-            def load(
-                of: fx.Node, matmul: Matmul | None = matmul, spec: QuantSpec | None = spec
-            ) -> object:
-                if self._program.weight(of) is not None:
-                    return self._weight(of, weights)
-                if matmul is None or spec is None or of.name != matmul.value:
-                    return values[of]
-                if (of, spec) not in quantized:
-                    quantized[of, spec] = as_quantized(cast("Tensor", values[of]), spec)
-                return quantized[of, spec]
+    def _run(self, end: int) -> None:
+        segment = self._nodes[self._at : end]
+        self._at = max(self._at, end)
+        weights: dict[fx.Node, Tensor] = {}
 
-            values[node] = run_node(node, load)
-            for dead in self._last.get(node, ()):
-                values.pop(dead, None)
+        def weight(of: fx.Node) -> Tensor | None:
+            if self._program.weight(of) is None:
+                return None
+            if of not in weights:
+                found = self._replaced(of.name)
+                weights[of] = self._program.value(of) if found is None else found
+            return weights[of]
 
-    def _weight(self, node: fx.Node, weights: dict[fx.Node, Tensor]) -> Tensor:
-        if node not in weights:
-            found = self._replaced(node.name)
-            value = self._program.value(node) if found is None else found
-            weights[node] = value
-        return weights[node]
+        with torch.no_grad():
+            for values in self._values:
+                run_part(segment, values, weight, self._reads, self._last)
+
+
+def run_part(
+    nodes: Iterable[fx.Node],
+    values: Values,
+    weight: Callable[[fx.Node], Tensor | None],
+    reads: Reads,
+    last: Mapping[fx.Node, Sequence[fx.Node]],
+    *,
+    gradients: bool = False,
+) -> None:
+    """Run a part of a program on `values`, to which what it makes is added.
+
+    `weight` gives the value of a use of one, None for anything else. With `gradients`, they pass
+    the rounding of activations as if it were none.
+    """
+    quantized: dict[tuple[fx.Node, QuantSpec], Tensor] = {}
+
+    def load(node: fx.Node, of: fx.Node) -> object:
+        if (found := weight(of)) is not None:
+            return found
+        matmul, spec = reads.get(node.name, (None, None))
+        if matmul is None or spec is None or of.name != matmul.value:
+            return values[of]
+        if (of, spec) not in quantized:
+            quantized[of, spec] = as_quantized(cast("Tensor", values[of]), spec)
+        return quantized[of, spec]
+
+    run_nodes(nodes, values, load, last, gradients=gradients)
+
+
+def activations_of(program: Program, specs: Mapping[str, QuantSpec]) -> Reads:
+    """Which products read their inputs quantized, by node; `specs` are by their weights' uses."""
+    return {m.node: (m, specs[m.use]) for m in find_matmuls(program) if m.use in specs}
 
 
 def as_quantized(x: Tensor, spec: QuantSpec | None) -> Tensor:
-    """The numbers that a product computes with instead of `x`, in the type of `x`."""
-    return x if spec is None else as_read(x, spec).to(x.dtype)
+    """The numbers that a product computes with instead of `x`, in the type of `x`.
+
+    Gradients go on to `x` as they come.
+    """
+    if spec is None:
+        return x
+    with torch.no_grad():
+        made = as_read(x, spec).to(x.dtype)
+    return x + (made - x).detach() if x.requires_grad else made

@@ -3,7 +3,7 @@
 from qpass.ir import edit, read
 from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
-from qpass.ir.run import DIFFERENTIABLE, fresh, last_uses, run_node
+from qpass.ir.run import DIFFERENTIABLE, fresh, last_uses, run_node, run_nodes
 from qpass.ir.weights import (
     AddProduct,
     Affine,
@@ -46,5 +46,6 @@ __all__ = [
     "last_uses",
     "read",
     "run_node",
+    "run_nodes",
     "run_passes",
 ]

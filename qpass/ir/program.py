@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.errors import BadInput
-from qpass.ir.run import last_uses, run_node, widened
+from qpass.ir.run import last_uses, run_nodes, widened
 from qpass.ir.weights import Step, Weight
 
 
@@ -120,11 +120,12 @@ class Program:
         if len(inputs) != len(expected):
             raise BadInput(f"the graph takes {len(expected)} inputs, got {len(inputs)}")
         given = dict(zip(expected, inputs, strict=True))
-        env: dict[fx.Node, object] = {}
-        last = last_uses(self.graph)
+        env: dict[fx.Node, object] = {
+            node: widened(value) if widen else value for node, value in given.items()
+        }
         device = next((i.device for i in inputs if isinstance(i, Tensor)), None)
 
-        def load(node: fx.Node) -> object:
+        def load(_: fx.Node | None, node: fx.Node) -> object:
             if self.weight(node) is not None:
                 if weights is not None and node.name in weights:
                     return weights[node.name]
@@ -132,20 +133,24 @@ class Program:
                 return value if device is None else value.to(device)
             return env[node]
 
+        def made(node: fx.Node, value: object) -> object:
+            if watch is not None:
+                watch(node, value)
+            return value
+
         with torch.set_grad_enabled(gradients):
-            for node in self.graph.nodes:
-                if node.op == "output":
-                    return tuple(load(n) for n in node.all_input_nodes)
-                if node.op == "placeholder":
-                    if node.name not in self.weights:
-                        env[node] = widened(given[node]) if widen else given[node]
-                    continue
-                env[node] = run_node(node, load, widen=widen, gradients=gradients, device=device)
-                if watch is not None:
-                    watch(node, env[node])
-                for dead in last.get(node, ()):
-                    env.pop(dead, None)
-        raise AssertionError("a graph ends with its output")
+            run_nodes(
+                self.graph.nodes,
+                env,
+                load,
+                # what is returned is read by the last node, which is no call
+                last_uses(self.graph),
+                widen=widen,
+                gradients=gradients,
+                device=device,
+                made=made,
+            )
+            return tuple(load(None, node) for node in self.outputs)
 
     def value(self, node: fx.Node, *, widen: bool = False) -> Tensor:
         """The weight that `node` is a use of, in the type that the graph reads or float64."""

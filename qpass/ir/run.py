@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -78,3 +78,31 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
                 seen.add(read)
                 last.setdefault(node, []).append(read)
     return last
+
+
+def run_nodes(
+    nodes: Iterable[fx.Node],
+    values: dict[fx.Node, object],
+    load: Callable[[fx.Node, fx.Node], object],
+    last: Mapping[fx.Node, Sequence[fx.Node]],
+    *,
+    widen: bool = False,
+    gradients: bool = False,
+    device: torch.device | None = None,
+    made: Callable[[fx.Node, object], object] = lambda _, value: value,
+) -> None:
+    """Run calls in order, each on what `load` finds for it; what nothing later reads is dropped.
+
+    `last` says so for each node. `made` may put something else in the place of what a node makes.
+    """
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+
+        def fetch(of: fx.Node, node: fx.Node = node) -> object:
+            return load(node, of)
+
+        value = run_node(node, fetch, widen=widen, gradients=gradients, device=device)
+        values[node] = made(node, value)
+        for dead in last.get(node, ()):
+            values.pop(dead, None)
