@@ -26,7 +26,7 @@ SAMPLES = 512
 class Rows:
     """What one batch adds: rows as the product reads them, and as the float model has them.
 
-    `held` are those of `seen` that are set apart to judge by, `share` how much of all data it is.
+    `held` are those that are set apart to judge by, `share` is how much of all data it is.
     All but `plain`, the rows as they are, are scaled so that their products weigh what they should.
     """
 
@@ -34,6 +34,7 @@ class Rows:
     seen_mk: Tensor
     float_mk: Tensor
     held_mk: Tensor
+    held_float_mk: Tensor
     share: float
 
 
@@ -92,6 +93,14 @@ class Cross(_Products):
 
 
 @final
+class HeldCross(_Products):
+    """`x_float.T @ x` of the rows that are set apart."""
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.held_float_mk, rows.held_mk)
+
+
+@final
 class Samples(Accumulator):
     """Rows spread evenly over all data."""
 
@@ -111,10 +120,11 @@ ACCUMULATORS: Mapping[Statistic, Callable[[], Accumulator]] = {
     Statistic.HESSIAN: Hessian,
     Statistic.HELD_HESSIAN: HeldHessian,
     Statistic.CROSS: Cross,
+    Statistic.HELD_CROSS: HeldCross,
     Statistic.SAMPLES: Samples,
 }
 # statistics that compare the quantized model with the float one
-COMPARING = frozenset({Statistic.CROSS})
+COMPARING = frozenset({Statistic.CROSS, Statistic.HELD_CROSS})
 
 
 @final
@@ -145,11 +155,9 @@ class Statistics:
             root = weight.sqrt().reshape(*seen.shape[:-1], 1).to(seen)
             seen, reference = seen * root, reference * root
         seen_mk, float_mk = _rows(seen, kept), _rows(reference, kept)
-        if self._batches == 1:
-            held_mk = seen_mk[len(seen_mk) // 2 :]
-        else:
-            held_mk = seen_mk if batch % 2 else seen_mk[:0]
-        rows = Rows(plain_mk, seen_mk, float_mk, held_mk, 1 / self._batches)
+        first = len(seen_mk) // 2 if self._batches == 1 else 0 if batch % 2 else len(seen_mk)
+        held = seen_mk[first:], float_mk[first:]
+        rows = Rows(plain_mk, seen_mk, float_mk, *held, 1 / self._batches)
         for part in self._parts.values():
             part.add(rows)
 

@@ -23,6 +23,7 @@ class Statistic(enum.Enum):
     HESSIAN = "x.T @ x, float64 [k, k]"
     HELD_HESSIAN = "x.T @ x of a fixed half of the samples, float64 [k, k]: a part of HESSIAN"
     CROSS = "x_float.T @ x, float64 [k, k]; x_float are the same inputs in the float model"
+    HELD_CROSS = "x_float.T @ x of the same half as HELD_HESSIAN: a part of CROSS"
     OUTPUT_HESSIAN = "g.T @ g, float64 [n, n]; g are the gradients of the model's loss to y"
     SAMPLES = "some hundreds of rows of x, the same ones each time, float32 [rows, k]"
 

@@ -80,4 +80,5 @@ def column_order(diagonal_k: Tensor, order: Order, spec: QuantSpec) -> Tensor:
 
 ROUNDINGS.add(Gptq())
 ROUNDINGS.add(Gptq("gptq-descent", sweeps=3))
-ROUNDINGS.add(Gptq("gptq-cross", Gptq().needs | {Statistic.CROSS}, sweeps=3))
+COMPARED = Gptq().needs | {Statistic.CROSS, Statistic.HELD_CROSS}
+ROUNDINGS.add(Gptq("gptq-cross", COMPARED, sweeps=3))

@@ -32,10 +32,12 @@ def statistics(x: Tensor, n: int, x_float: Tensor | None = None) -> Stats:
     """Every statistic that a rounding may ask for; gradients are random."""
     g = torch.randn(3 * n, n, dtype=torch.float64, generator=seeded(n))
     g = g * torch.linspace(0.5, 3, n, dtype=torch.float64)
+    x_float = x if x_float is None else x_float
     return {
         Statistic.HESSIAN: x.T @ x,
         Statistic.HELD_HESSIAN: x[::2].T @ x[::2],
-        Statistic.CROSS: (x if x_float is None else x_float).T @ x,
+        Statistic.CROSS: x_float.T @ x,
+        Statistic.HELD_CROSS: x_float[::2].T @ x[::2],
         Statistic.OUTPUT_HESSIAN: g.T @ g,
         Statistic.SAMPLES: x[:64].float(),
     }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qpass.formats import QuantSpec
-from qpass.rounding import ROUNDINGS, Rounding, Statistic
+from qpass.rounding import ROUNDINGS, Rounding, Statistic, Stats
 from qpass.rounding.columns import Columns, round_columns
 from qpass.rounding.feedback import feed_back
 from qpass.rounding.gpfq import Gpfq
@@ -163,6 +163,29 @@ def test_correction_pays_on_inputs_it_never_saw():
         lost = seen(fresh) @ q.dequantize(torch.float64).T - fresh @ one.weight.T
         errors.append(lost.square().sum().item())
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("tokens", [16, 40, 90, 200])
+def test_only_as_much_of_the_correction_is_taken_as_held_out_samples_ask_for(tokens: int):
+    one = layer(24, K, tokens, 3)
+    fresh = inputs(K, 2000, 3, draw=1)
+
+    def noisy(x: Tensor, draw: int) -> Tensor:
+        return x + 0.03 * x.std() * torch.randn(x.shape, generator=seeded(draw), dtype=x.dtype)
+
+    seen, unseen = noisy(one.x, 2), noisy(fresh, 3)
+    given = statistics(seen, 24, one.x)
+    whole = {name: value for name, value in given.items() if name is not Statistic.HELD_CROSS}
+
+    def error(name: str, stats: Stats) -> float:
+        q = ROUNDINGS[name].round(one.weight, QuantSpec("int4", 32), stats)
+        lost = unseen @ q.dequantize(torch.float64).T - fresh @ one.weight.T
+        return lost.square().sum().item()
+
+    plain = error("gptq-descent", given)
+    assert error("gptq-cross", given) < 1.01 * plain
+    # all of it costs more than none
+    assert error("gptq-cross", whole) > 1.05 * plain
 
 
 @pytest.mark.parametrize("rounding", INFORMED, ids=lambda r: r.name)
