@@ -8,6 +8,8 @@ squares for other outputs; an error of no preferred direction costs `|g|^2 |e|^2
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,37 +21,42 @@ from qpass.ir import Program
 Inputs = Sequence[object]
 
 
-def importance(
-    program: Program,
-    products: Collection[str],
-    batches: Sequence[Inputs],
-    seed: int,
-    kept: Sequence[Tensor | None] | None = None,
-) -> Mapping[str, list[Tensor]]:
-    """For each product and batch, `|g|^2 / n` of every row of the product's output."""
-    found: dict[str, list[Tensor]] = {name: [] for name in products}
-    for name, rows_mn in gradients(program, products, batches, seed, kept):
-        found[name].append(rows_mn.double().square().mean(-1).float())
-    return {name: rows for name, rows in found.items() if len(rows) == len(batches)}
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """What errors at the outputs of products cost.
 
-
-def output_hessians(
-    program: Program,
-    products: Mapping[str, str],
-    batches: Sequence[Inputs],
-    seed: int,
-    kept: Sequence[Tensor | None] | None = None,
-) -> dict[str, Tensor]:
-    """`g.T @ g`, float64 `[n, n]`, by what `products` says of each product: those alike are summed.
-
-    Without outputs that gradients can start from there are none.
+    `rows` has `|g|^2 / n` of every row of a product's output, for each batch; `sums` has `g.T @ g`,
+    float64 `[n, n]`. Without outputs that gradients can start from there are none.
     """
-    found: dict[str, Tensor] = {}
-    for name, rows_mn in gradients(program, products, batches, seed, kept):
-        part_nn = (rows_mn.float().mT @ rows_mn.float()).double()
-        known = found.get(products[name])
-        found[products[name]] = part_nn if known is None else known.add_(part_nn)
-    return found
+
+    rows: Mapping[str, list[Tensor]]
+    sums: Mapping[str, Tensor]
+
+
+def costs(
+    program: Program,
+    rows: Collection[str],
+    sums: Mapping[str, str],
+    batches: Sequence[Inputs],
+    seed: int,
+    kept: Sequence[Tensor | None] | None = None,
+) -> Costs:
+    """Rows of some products, and sums of others by what `sums` says of each: those alike are one.
+
+    One pass over the data gives both.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in rows}
+    summed: dict[str, Tensor] = {}
+    wanted = {*rows, *sums}
+    for name, rows_mn in gradients(program, wanted, batches, seed, kept) if wanted else ():
+        if name in found:
+            found[name].append(rows_mn.double().square().mean(-1).float())
+        if (of := sums.get(name)) is not None:
+            part_nn = (rows_mn.float().mT @ rows_mn.float()).double()
+            summed[of] = summed[of].add_(part_nn) if of in summed else part_nn
+    whole = {name: parts for name, parts in found.items() if len(parts) == len(batches)}
+    return Costs(whole, summed)
 
 
 def gradients(

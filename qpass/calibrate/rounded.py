@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qpass.analyze import Matmul, find_tables
 from qpass.calibrate.codes import Codes
-from qpass.calibrate.gradients import output_hessians
+from qpass.calibrate.gradients import costs
 from qpass.calibrate.stages import entries_of, find_stages
 from qpass.calibrate.statistics import COMPARING, Statistics
 from qpass.calibrate.store import Store
@@ -99,8 +99,7 @@ class _Run:
         if self._store is not None:
             for site, codes in self._store.read(self._entries.values()):
                 self._codes.put(site, codes)
-        self._outputs = self._of_outputs()
-        self._weights = self._of_tokens()
+        self._weigh()
         shared = self._of_shared_sites()
         for at, stage in enumerate(self._stages):
             advance(at, len(self._stages))
@@ -172,8 +171,10 @@ class _Run:
                     found[site].add(at, as_quantized(x, entry.activation), x, kept, weight)
         return {site: _finite(statistics.result(), site) for site, statistics in found.items()}
 
-    def _of_outputs(self) -> dict[str, Tensor]:
-        """What errors of outputs cost, by site, where roundings weigh them."""
+    def _weigh(self) -> None:
+        """Measure what errors cost: of rows of each stage's value, and of some sites' outputs."""
+        left = [s for s in self._stages if any(map(self._measures, (*s.products, *s.again)))]
+        stages = left if self._weighed else []
         products = {
             m.node: self._entries[m.use].site
             for s in self._stages
@@ -181,24 +182,17 @@ class _Run:
             if Statistic.OUTPUT_HESSIAN in _needs(self._entries[m.use])
         }
         products = {node: site for node, site in products.items() if site not in self._codes}
-        if not products:
-            return {}
-        found = output_hessians(self._program, products, self._data.batches, SEED, self._data.kept)
-        if missing := set(products.values()) - found.keys():
+        rows = {m.node for s in stages for m in (*s.products, *s.again)}
+        found = costs(self._program, rows, products, self._data.batches, SEED, self._data.kept)
+        if missing := set(products.values()) - found.sums.keys():
             raise BadInput(
                 f"{min(missing)}: nothing floating that the model returns depends on it, so what "
                 "its errors cost is not known\n  use a rounding that weighs inputs alone"
             )
-        for site, value in found.items():
+        for site, value in found.sums.items():
             _finite({Statistic.OUTPUT_HESSIAN: value}, site)
-        return found
-
-    def _of_tokens(self) -> Mapping[str, Sequence[Tensor]]:
-        """How much the rows of each stage's value count, where the recipe weighs them."""
-        left = [s for s in self._stages if any(self._measures(m) for m in (*s.products, *s.again))]
-        if not left or not self._weighed:
-            return {}
-        return token_weights(self._program, left, self._data.batches, SEED, self._data.kept)
+        self._outputs = dict(found.sums)
+        self._weights = token_weights(stages, found.rows)
 
     def _measures(self, matmul: Matmul) -> bool:
         entry = self._entries[matmul.use]

@@ -14,31 +14,25 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from qpass.calibrate.gradients import importance
 from qpass.calibrate.stages import Stage
-from qpass.ir import Program
 
 # of the mean weight: rows that seem to cost nothing are few samples of what may cost something
 LEAST = 0.02
 
 
 def token_weights(
-    program: Program,
-    stages: Iterable[Stage],
-    batches: Sequence[Sequence[object]],
-    seed: int,
-    kept: Sequence[Tensor | None] | None = None,
+    stages: Iterable[Stage], rows: Mapping[str, Sequence[Tensor]]
 ) -> Mapping[str, list[Tensor]]:
     """For each stage, by its value, and each batch: the weight of every row, of mean one.
 
-    Stages that no output depends on are absent. Of outputs the tokens that are not `kept` do not
-    count. The float model runs forward and backward once.
+    `rows` are the costs of `gradients.costs` at the stages' products; stages that no output depends
+    on are absent.
     """
-    products = {m.node: stage.value for stage in stages for m in (*stage.products, *stage.again)}
     found: dict[str, list[list[Tensor]]] = {}
-    for node, rows in importance(program, products, batches, seed, kept).items():
-        if (scaled := _of_mean_one(rows)) is not None:
-            found.setdefault(products[node], []).append(scaled)
+    for stage in stages:
+        for matmul in (*stage.products, *stage.again):
+            if (scaled := _of_mean_one(rows.get(matmul.node, []))) is not None:
+                found.setdefault(stage.value, []).append(scaled)
     weights: dict[str, list[Tensor]] = {}
     for value, parts in found.items():
         # products of one value may differ in the rows that they read of it
@@ -49,6 +43,8 @@ def token_weights(
 
 
 def _of_mean_one(rows: Sequence[Tensor]) -> list[Tensor] | None:
+    if not rows:
+        return None
     every = torch.cat(list(rows)).double()
     mean = float(every.mean()) if len(every) else 0.0
     return [(r / mean).float() for r in rows] if 0 < mean < float("inf") else None

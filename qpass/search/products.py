@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
-from qpass.calibrate.gradients import importance
+from qpass.calibrate.gradients import costs as costs_of
 from qpass.ir import Program, fresh, read
 from qpass.plan.chooser import Task
 from qpass.search.fake import best_clip, fake
@@ -171,7 +171,7 @@ def sample(
     most = _most_rows(after, matmuls, len(batches))
     rows = _sample(after, matmuls, batches, weights, most)
     names = {m.node for m in matmuls} & {m.node for m in find_matmuls(before)}
-    costs = importance(before, names, batches, seed)
+    costs = costs_of(before, names, {}, batches, seed).rows
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for matmul in matmuls:
         if matmul.value in rows and matmul.node in costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 import qpass
 from qpass.analyze import find_matmuls
-from qpass.calibrate.gradients import importance, output_hessians
+from qpass.calibrate import gradients
+from qpass.calibrate.gradients import costs
 from qpass.capture import capture
 from qpass.errors import BadInput
+from qpass.ir import Program
 
 
 def layers(*widths: int) -> nn.Sequential:
@@ -34,7 +37,7 @@ def test_a_hessian_is_that_of_the_squared_error() -> None:
     x = inputs(4000, 5, 1)
     program = capture(model, x).program
     first = find_matmuls(program)[0]
-    (found,) = output_hessians(program, {first.node: "first"}, [(x,)], 0).values()
+    (found,) = costs(program, (), {first.node: "first"}, [(x,)], 0).sums.values()
     y = model[0](x).detach()
     rest = nn.Sequential(*model[1:])
     jacobian = torch.func.vmap(torch.func.jacrev(rest))(y)
@@ -48,7 +51,7 @@ def test_a_hessian_is_that_of_the_divergence_of_scores() -> None:
     x = inputs(6000, 5, 2)
     program = capture(model, x).program
     head = find_matmuls(program)[-1]
-    (found,) = output_hessians(program, {head.node: "head"}, [(x,)], 0).values()
+    (found,) = costs(program, (), {head.node: "head"}, [(x,)], 0).sums.values()
     p = model(x).detach().softmax(-1)
     want = torch.diag(p.sum(0)) - p.mT @ p
     assert (found - want).norm() < 0.1 * want.norm()
@@ -66,9 +69,23 @@ def test_rows_that_do_not_matter_cost_nothing() -> None:
     x = torch.randn(8, 4)
     program = capture(First(), x).program
     name = find_matmuls(program)[0].node
-    (rows,) = importance(program, [name], [(x,)], 0)[name]
+    (rows,) = costs(program, [name], {}, [(x,)], 0).rows[name]
     assert (rows[:3] > 0).all()
     assert (rows[3:] == 0).all()
+
+
+def test_one_pass_measures_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[set[str]] = []
+    plain = gradients.gradients_at
+
+    def counted(program: Program, wanted: Collection[str], *rest: object) -> object:
+        passes.append(set(wanted))
+        return plain(program, wanted, *rest)
+
+    monkeypatch.setattr(gradients, "gradients_at", counted)
+    recipe = {"weight": {"format": "int4"}, "rounding": "yaqa", "rotation": "off"}
+    qpass.quantize(layers(5, 7, 6), recipe, calibration=[inputs(40, 5, 1)])
+    assert len(passes) == 1
 
 
 def test_outputs_that_nothing_flows_from_are_refused() -> None:

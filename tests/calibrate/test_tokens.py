@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import qpass
 from qpass.analyze import find_matmuls
-from qpass.calibrate.gradients import gradients
+from qpass.calibrate.gradients import costs, gradients
 from qpass.calibrate.stages import Stage
 from qpass.calibrate.tokens import LEAST, token_weights
 from qpass.capture import capture
@@ -32,14 +34,18 @@ class Some(nn.Module):
         return torch.stack([y[i] * f for i, f in enumerate(self.factors)])
 
 
-def stages(program: Program) -> list[Stage]:
-    return [Stage(m.value, (m,)) for m in find_matmuls(program)]
+def weighed(
+    program: Program, batches: list[tuple[Tensor, ...]], kept: list[Tensor | None] | None = None
+) -> Mapping[str, list[Tensor]]:
+    stages = [Stage(m.value, (m,)) for m in find_matmuls(program)]
+    products = [m.node for stage in stages for m in stage.products]
+    return token_weights(stages, costs(program, products, {}, batches, 0, kept).rows)
 
 
 def test_rows_count_by_what_outputs_make_of_them() -> None:
     model, x = Some(1.0, 10.0), torch.randn(4, 6)
     program = capture(model, x).program
-    (weights,) = token_weights(program, stages(program), [(x,)], 0).values()
+    (weights,) = weighed(program, [(x,)]).values()
     (of,) = weights
     assert of.shape == (4,)
     assert of[1] > 20 * of[0]
@@ -50,7 +56,7 @@ def test_weights_have_mean_one_over_all_batches() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
     batches = [(torch.randn(rows, 6),) for rows in (8, 3)]
     program = capture(model, batches[0]).program
-    for weights in token_weights(program, stages(program), batches, 0).values():
+    for weights in weighed(program, batches).values():
         assert [len(w) for w in weights] == [8, 3]
         assert float(torch.cat(weights).mean()) == pytest.approx(1, abs=LEAST)
 
@@ -60,7 +66,7 @@ def test_outputs_of_padding_count_for_nothing() -> None:
     x = torch.randn(2, 4, 6)
     kept = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     program = capture(model, x).program
-    for (weights,) in token_weights(program, stages(program), [(x,)], 0, [kept]).values():
+    for (weights,) in weighed(program, [(x,)], [kept]).values():
         of = weights.reshape(2, 4)
         assert (of[kept == 0] == LEAST).all()
         assert (of[kept == 1] > LEAST).any()
