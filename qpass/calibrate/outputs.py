@@ -23,6 +23,11 @@ class Outputs:
         scores = _distributions(program)
         self._logits = [_made_by(node, scores) for node in program.outputs]
 
+    @property
+    def distributions(self) -> tuple[bool, ...]:
+        """Of each output, whether it is scores of many choices."""
+        return tuple(self._logits)
+
     def distance(self, got: Sequence[object], want: Sequence[object]) -> Tensor:
         """The mean over outputs: KL divergence of distributions, else the relative squared error.
 

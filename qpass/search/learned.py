@@ -1,14 +1,15 @@
 """Learned rotations: every folded rotation is turned further, to where quantizing costs least.
 
-All free regions are learned at once (Liu et al., SpinQuant: LLM quantization with learned
-rotations, 2024), on the group itself. The loss is what the errors of products cost the outputs, on
-samples, which needs no whole run (in the spirit of Akhondzadeh et al., KurTail: Kurtosis-based LLM
-Quantization, 2025). The outputs decide, on calibration data that nothing was learned from.
+All free regions are learned at once, on the group itself, by the gradients of the whole quantized
+model (Liu et al., SpinQuant: LLM quantization with learned rotations, 2024). Its loss is the
+divergence from the float model. Before that, cheap steps lower what the errors of products cost on
+samples, which needs no whole run. The outputs decide, on calibration data that nothing was learned
+from.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -18,18 +19,20 @@ from torch import Tensor
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
-from qpass.search.holdout import Holdout
-from qpass.search.orthogonal import Learner
+from qpass.search.holdout import Holdout, split
+from qpass.search.learning import Best, learn
 from qpass.search.products import Products, prepare
-from qpass.search.regions import Turning
 from qpass.search.trial import Trial
+from qpass.search.whole import Whole
 
 # each coordinate turns by about this much, in radians, at the first step; then less
 RATE = 0.015
-# multiplications that learning may take, and how many steps that may be
+# of the products at a cheap step
+SHARE = 0.5
+# multiplications that steps on samples and on the whole model may take, and how many steps that
+# may be
 WORK, LEAST_STEPS, MOST_STEPS = 1e13, 30, 200
-# how often the held-out data is looked at
-LOOKS = 3
+WHOLE_WORK, LEAST_WHOLE_STEPS, MOST_WHOLE_STEPS = 4e13, 10, 100
 
 
 @final
@@ -44,49 +47,45 @@ class Learned(Chooser):
         if isinstance(prepared, str):
             return task.plan, (Note(False, self.name, prepared),)
         trial, products = prepared
-        turning = trial.turning
         best = Best(trial, Holdout(task))
-        start = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
-        best.offer(start)
-        first = best.score
-        _learn_from_products(products, turning, task, best)
-        if best.matrices is start:
+        _by_products(trial, products, task, best)
+        clips = products.clips
+        del products, prepared
+        _by_outputs(trial, clips, task, best)
+        if not best.found:
             return task.plan, (Note(False, self.name, "the start is best on held-out data"),)
-        why = f"held-out error {first:.4g} becomes {best.score:.4g}"
-        return turning.plan(task.plan, best.matrices), (Note(True, self.name, why),)
+        why = f"held-out error {best.first:.4g} becomes {best.score:.4g}"
+        return trial.turning.plan(task.plan, best.matrices), (Note(True, self.name, why),)
 
 
-@final
-class Best:
-    """The best matrices so far, on data that nothing was learned from."""
-
-    def __init__(self, trial: Trial, holdout: Holdout) -> None:
-        self._trial, self._holdout = trial, holdout
-        self.matrices: list[Tensor] = []
-        self.score = math.inf
-
-    def offer(self, matrices: list[Tensor]) -> bool:
-        """Keep these if they are better; whether they are."""
-        score = self._trial.score(matrices, self._holdout.batches, self._holdout.wanted)
-        # a comparison with NaN is false; the first are kept whatever they are
-        if self.matrices and not score < self.score:
-            return False
-        self.matrices, self.score = matrices, score
-        return True
-
-
-def _learn_from_products(products: Products, turning: Turning, task: Task, best: Best) -> None:
+def _by_products(trial: Trial, products: Products, task: Task, best: Best) -> None:
     generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
-    learner = Learner(turning.shapes, turning.lifted)
-    share = 0.5
-    steps = round(min(MOST_STEPS, max(LEAST_STEPS, WORK / max(1.0, products.work(share)))))
-    for at in range(steps):
-        task.advance("learn rotations", at, steps)
-        rate = RATE * 0.5 * (1 + math.cos(math.pi * at / steps))
-        learner.step(products.loss(learner.matrices, generator, share), rate)
-        if (at + 1) % -(-steps // LOOKS) == 0 or at == steps - 1:
-            best.offer(learner.values())
-    task.advance("learn rotations", steps, steps)
+
+    def loss(matrices: Sequence[Tensor], _at: int) -> Tensor:
+        return products.loss(matrices, generator, SHARE)
+
+    steps = affordable(WORK, products.work(SHARE), LEAST_STEPS, MOST_STEPS)
+    learn(best, trial, loss, steps, RATE, lambda at, of: task.advance("turn", at, of))
+
+
+def _by_outputs(trial: Trial, clips: dict[str, float], task: Task, best: Best) -> None:
+    learning, _ = split(task.batches)
+    whole = Whole(trial, task.program, learning, clips)
+    generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
+    order: list[int] = []
+
+    def loss(matrices: Sequence[Tensor], _at: int) -> Tensor:
+        if not order:
+            order.extend(torch.randperm(len(learning), generator=generator).tolist())
+        return whole.loss(matrices, order.pop())
+
+    steps = affordable(WHOLE_WORK, whole.work(), LEAST_WHOLE_STEPS, MOST_WHOLE_STEPS)
+    learn(best, trial, loss, steps, RATE, lambda at, of: task.advance("learn rotations", at, of))
+
+
+def affordable(work: float, of_one: float, least: int, most: int) -> int:
+    """How many steps some work is enough for, within bounds."""
+    return round(min(most, max(least, work / max(1.0, of_one))))
 
 
 CHOOSERS.add(Learned())

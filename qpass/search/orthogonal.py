@@ -19,16 +19,20 @@ _EPSILON = 1e-10
 
 @final
 class Learner:
-    """Adam for several stacks `[h, n, n]` of orthogonal matrices, which start as identities.
+    """Adam for several stacks `[h, n, n]` of orthogonal matrices; they start as identities.
 
-    Those of `lifted` stacks fix the all-ones vector. The `rate` of a step is about the angle, in
-    radians, by which each coordinate turns.
+    `start` are others to start from. Those of `lifted` stacks fix the all-ones vector. The `rate`
+    of a step is about the angle, in radians, by which each coordinate turns.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], lifted: Sequence[bool]) -> None:
-        self.matrices = [
-            torch.eye(n, dtype=torch.float32, device="cpu").repeat(h, 1, 1) for h, n in shapes
-        ]
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        lifted: Sequence[bool],
+        start: Sequence[Tensor] | None = None,
+    ) -> None:
+        eyes = [torch.eye(n, dtype=torch.float32, device="cpu").repeat(h, 1, 1) for h, n in shapes]
+        self.matrices = eyes if start is None else [matrix.clone() for matrix in start]
         self._means = [torch.zeros_like(q) for q in self.matrices]
         self._squares = [torch.zeros_like(q) for q in self.matrices]
         for matrix in self.matrices:

@@ -53,17 +53,21 @@ class Trial:
             dtype = read.dtype(after.node(use))
             self.base[use] = value.to(torch.float32 if value.is_floating_point() else dtype)
 
-    def weights(self, matrices: Sequence[Tensor], clips: Mapping[str, float]) -> dict[str, Tensor]:
-        """What products multiply with when weights have turned by `matrices`, with gradients."""
-        found: dict[str, Tensor] = {}
-        for use, base in self.base.items():
-            value = self.turning.weight(use, base, matrices)
-            if (entry := self.entries.get(use)) is not None:
-                rows_nk = value if self.reads[use] == 1 else value.mT
-                rows_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
-                value = rows_nk if self.reads[use] == 1 else rows_nk.mT
-            found[use] = self._typed(use, value)
-        return found
+    def made(
+        self, use: str, matrices: Sequence[Tensor], clips: Mapping[str, float]
+    ) -> Tensor | None:
+        """What a product multiplies with when its weight has turned, with gradients.
+
+        None for what is neither quantized nor turns.
+        """
+        if (base := self.base.get(use)) is None:
+            return None
+        value = self.turning.weight(use, base, matrices)
+        if (entry := self.entries.get(use)) is not None:
+            rows_nk = value if self.reads[use] == 1 else value.mT
+            rows_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
+            value = rows_nk if self.reads[use] == 1 else rows_nk.mT
+        return self._typed(use, value)
 
     def rounded(self, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
         """The same with the rounding that the plan names, and without gradients."""
