@@ -33,6 +33,7 @@ from qpass.report.inspection import Inspection, inspection
 from qpass.report.rotation import rotation_text
 from qpass.report.terminal import progress
 from qpass.runtime.device import this_device
+from qpass.search.measured import CHOICE
 from qpass.targets.holding import find_holdable
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
@@ -204,7 +205,9 @@ def _quantize(
         def measure(folded: Program) -> SiteErrors:
             return _errors(captured.program, folded, flat[0])
 
-        errors = measure if given.rotation == "auto" else None
+        # what measures rotations on data judges all that could turn
+        data_decides = CHOICE in given.methods
+        errors = measure if given.rotation == "auto" and not data_decides else None
         data = flat if batches else []
         found: list[Note] = []
 
@@ -345,7 +348,7 @@ def _capability() -> Capability:
 
 def _errors(program: Program, folded: Program, inputs: tuple[object, ...]) -> SiteErrors:
     return SiteErrors(
-        program, folded, inputs, lambda plan: carry_out(program, folded, plan).program
+        program, folded, [inputs], lambda plan: carry_out(program, folded, plan).program
     )
 
 

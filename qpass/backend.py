@@ -229,7 +229,7 @@ def _plan(
             )
         program = traced.program
         errors = SiteErrors(
-            program, folded, inputs, lambda plan: carry_out(program, folded, plan).program
+            program, folded, [inputs], lambda plan: carry_out(program, folded, plan).program
         )
         return choose(folded, recipe, held=held, pairs=True, errors=errors)
 

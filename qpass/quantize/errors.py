@@ -23,22 +23,28 @@ SAMPLED_CHANNELS = 256
 
 
 class SiteErrors:
-    """The relative squared output error of each quantized product, under any plan.
+    """The squared output error of each quantized product, under any plan.
 
     The program runs in float on sample inputs, as it is and with its norms folded; a plan is then
     judged site by site, on sampled tokens and output channels, with every other site left float.
-    `rewritten` is the program after a plan's rotations.
+    `rewritten` is the program after a plan's rotations. Errors are relative, or, where `costs` says
+    by product and batch what an error of each row costs, their cost.
     """
 
     def __init__(
         self,
         program: Program,
         folded: Program,
-        inputs: Sequence[object],
+        batches: Sequence[Sequence[object]],
         rewritten: Callable[[Plan], Program],
+        costs: Mapping[str, Sequence[Tensor]] | None = None,
+        rows: int = SAMPLED_ROWS,
     ) -> None:
-        self._plain, self._folded = (_Sampled.of(p, inputs) for p in (program, folded))
+        # of each batch, at most
+        self._most = max(1, rows // len(batches))
+        self._plain, self._folded = (_Sampled.of(p, batches, self._most) for p in (program, folded))
         self._rewritten = rewritten
+        self._costs = costs
         self._known: dict[tuple[str, Weight, Quantized], float] = {}
 
     def __call__(self, plan: Plan) -> Mapping[str, float]:
@@ -72,7 +78,14 @@ class SiteErrors:
         w_nk = w_nk[::every].contiguous()
         want_mn = x_mk @ w_nk.mT
         got_mn = _activations(x_mk, entry) @ _weights(w_nk, entry).mT
-        return float((got_mn - want_mn).square().sum() / want_mn.square().sum().clamp_min(1e-300))
+        error_m = (got_mn - want_mn).square().sum(1)
+        if self._costs is None:
+            return float(error_m.sum() / want_mn.square().sum().clamp_min(1e-300))
+        if (some := self._costs.get(matmul.node)) is None:
+            return 0.0
+        cost_m = torch.cat([each[:: _every(len(each), self._most)] for each in some]).double()
+        # of all rows and channels
+        return float(error_m @ cost_m) * every * sum(map(len, some)) / len(cost_m)
 
 
 @final
@@ -85,9 +98,9 @@ class _Sampled:
     rows: Mapping[str, Tensor]
 
     @staticmethod
-    def of(program: Program, inputs: Sequence[object]) -> _Sampled:
+    def of(program: Program, batches: Sequence[Sequence[object]], most: int) -> _Sampled:
         matmuls = find_matmuls(program)
-        return _Sampled(program, matmuls, _sample(program, matmuls, inputs))
+        return _Sampled(program, matmuls, _sample(program, matmuls, batches, most))
 
 
 def _weights(w_nk: Tensor, entry: Quantized) -> Tensor:
@@ -104,18 +117,27 @@ def _activations(x_mk: Tensor, entry: Quantized) -> Tensor:
 
 
 def _sample(
-    program: Program, matmuls: Sequence[Matmul], inputs: Sequence[object]
+    program: Program,
+    matmuls: Sequence[Matmul],
+    batches: Sequence[Sequence[object]],
+    most: int,
 ) -> dict[str, Tensor]:
     wanted = {m.value for m in matmuls}
-    samples: dict[str, Tensor] = {}
+    samples: dict[str, list[Tensor]] = {}
 
     def keep(node: fx.Node, value: object) -> None:
         if node.name in wanted and isinstance(value, Tensor):
             rows = value.reshape(-1, value.shape[-1])
             # the first rows always count: massive activations sit on the first token
-            every = max(1, rows.shape[0] // SAMPLED_ROWS)
-            samples[node.name] = rows[::every].float()
+            some = rows[:: _every(rows.shape[0], most)].float()
+            samples.setdefault(node.name, []).append(some)
 
-    # graphs count the tokens of a cache in their inputs, and these are run more than once
-    program.run(*fresh(inputs), watch=keep)
-    return samples
+    for inputs in batches:
+        # graphs count the tokens of a cache in their inputs, and these are run more than once
+        program.run(*fresh(inputs), watch=keep)
+    return {name: torch.cat(rows) for name, rows in samples.items()}
+
+
+def _every(rows: int, most: int) -> int:
+    """Which rows of a batch are kept: the first, and each so many."""
+    return max(1, rows // most)

@@ -47,7 +47,7 @@ class Turning:
         regions = by_name(rotatable_regions(folded))
         found = [c for c in plan.rotated if c.region in regions]
         free = [c for c in found if _last(after, regions[c.region], c)]
-        stacks = _alike(after, regions, free)
+        stacks = alike(after, regions, free)
         spots: dict[str, list[Spot]] = {}
         for i, stack in enumerate(stacks):
             for choice in stack:
@@ -130,7 +130,7 @@ def _overlap(a: Block, b: Block) -> bool:
     return bool(torch.isin(_indices(a), _indices(b)).any())
 
 
-def _alike(
+def alike(
     after: Program, regions: Mapping[str, Region], choices: Sequence[Rotated]
 ) -> tuple[tuple[Rotated, ...], ...]:
     """Choices by which a stored tensor changes in several uses, together."""

@@ -12,6 +12,7 @@ from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.outputs import Outputs
 from qpass.formats import QuantSpec
 from qpass.ir import Program, edit, fresh, read
+from qpass.ops import as_read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS, without_data
 from qpass.search.fake import fake
@@ -120,7 +121,9 @@ def _quantize_input(
     if (matmul.value, spec) not in made:
 
         def quantized(x: Tensor) -> Tensor:
-            return fake(x, spec)
+            if x.requires_grad and torch.is_grad_enabled():
+                return fake(x, spec)
+            return as_read(x, spec).to(x.dtype)
 
         at = edit.after(program, given)
         made[matmul.value, spec] = edit.call(program, at, quantized, given, like=given)

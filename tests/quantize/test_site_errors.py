@@ -17,5 +17,5 @@ def test_a_graph_that_counts_in_its_inputs_does_not_change_them() -> None:
     last = program.graph.output_node()
     edit.call(program, last, torch.ops.aten.add_.Tensor, program.inputs[0], 1)
     before = x.clone()
-    SiteErrors(program, program, (x,), lambda _: program)
+    SiteErrors(program, program, [(x,)], lambda _: program)
     assert torch.equal(x, before)
