@@ -183,10 +183,11 @@ def _quantized(
         lambda folded: _plan(traced, folded, inputs, options, _capability(examples)),
         ExactCheck(inputs) if affordable else None,
     )
-    program, made = run_passes(done.program, [QuantizeLinears(done.plan.quantized)])
+    on_cpu = graph_device(examples).type == "cpu"
+    quantizing = QuantizeLinears(done.plan.quantized, blocks=not on_cpu)
+    program, made = run_passes(done.program, [quantizing])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    on_cpu = graph_device(examples).type == "cpu"
     # on a GPU attention is already one kernel
     attention = [LowerAttention()] if on_cpu and this_device().compiled else []
     program, lowered = run_passes(program, [*attention, ComputeOnce()])

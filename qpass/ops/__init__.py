@@ -2,6 +2,7 @@
 
 from qpass.ops.attention import attention
 from qpass.ops.bits import from_bits, row_bytes, to_bits
+from qpass.ops.blocks import BlocksLinear, linear_blocks, pack_blocks, quantize_blocks
 from qpass.ops.embedding import embedding
 from qpass.ops.fake_quantize import as_read, fake_quantize
 from qpass.ops.hadamard import hadamard
@@ -11,6 +12,7 @@ from qpass.ops.points import PointsLinear, linear_points
 from qpass.ops.quantize import integer_rows, quantize_rows
 
 __all__ = [
+    "BlocksLinear",
     "PackedLinear",
     "PointsLinear",
     "as_read",
@@ -20,10 +22,13 @@ __all__ = [
     "from_bits",
     "hadamard",
     "integer_rows",
+    "linear_blocks",
     "linear_codes",
     "linear_points",
     "linear_real",
+    "pack_blocks",
     "pack_linear",
+    "quantize_blocks",
     "quantize_rows",
     "row_bytes",
     "to_bits",

@@ -24,12 +24,12 @@ def to_bits(codes: Tensor, bits: int) -> Tensor:
     if bits == CODES:
         return codes
     few = codes.view(torch.uint8) & (2**bits - 1)
-    few = torch.nn.functional.pad(few, (0, -k % CODES)).reshape(n, -1, CODES)
+    few = torch.nn.functional.pad(few, (0, -k % CODES)).reshape(n, -(-k // CODES), CODES)
     word = few.new_zeros(few.shape[:2], dtype=torch.int64)
     for i in range(CODES):
         word |= few[:, :, i].to(torch.int64) << bits * i
     found = torch.stack([(word >> 8 * i) & 255 for i in range(bits)], dim=-1)
-    return found.to(torch.uint8).reshape(n, -1)[:, : row_bytes(k, bits)].contiguous()
+    return found.to(torch.uint8).flatten(1)[:, : row_bytes(k, bits)].contiguous()
 
 
 def from_bits(packed: Tensor, bits: int, k: int, dtype: torch.dtype) -> Tensor:
@@ -40,12 +40,12 @@ def from_bits(packed: Tensor, bits: int, k: int, dtype: torch.dtype) -> Tensor:
     n, given = packed.shape
     if given != (wanted := row_bytes(k, bits)):
         raise BadInput(f"{k} codes of {bits} bits are {wanted} bytes a row, not {given}")
-    whole = torch.nn.functional.pad(packed, (0, -given % bits)).reshape(n, -1, bits)
+    whole = torch.nn.functional.pad(packed, (0, -given % bits)).reshape(n, -(-given // bits), bits)
     word = whole.new_zeros(whole.shape[:2], dtype=torch.int64)
     for i in range(bits):
         word |= whole[:, :, i].to(torch.int64) << 8 * i
     few = torch.stack([(word >> bits * i) & (2**bits - 1) for i in range(CODES)], dim=-1)
-    codes = few.to(torch.uint8).reshape(n, -1)[:, :k]
+    codes = few.to(torch.uint8).flatten(1)[:, :k]
     if dtype is torch.uint8:
         return codes.contiguous()
     # moving the sign bit to the top and shifting back extends it

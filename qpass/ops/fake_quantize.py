@@ -94,7 +94,10 @@ def _specification(
     return torch.where(finite, values.reshape(y.shape), torch.nan)
 
 
-def _symmetric(blocks_mgl: Tensor, points: Format, scales: ScaleFormat) -> Tensor:
+def rounded_blocks(
+    blocks_mgl: Tensor, points: Format, scales: ScaleFormat
+) -> tuple[Tensor, Tensor]:
+    """Points `[M, G, L]` and the scales `[M, G, 1]` under which they are nearest to the blocks."""
     extreme_mg1 = blocks_mgl.abs().amax(-1, keepdim=True)
     tops = [points.high]
     if not isinstance(points, Integers):
@@ -106,20 +109,33 @@ def _symmetric(blocks_mgl: Tensor, points: Format, scales: ScaleFormat) -> Tenso
             found += [scales.stored_below(scale_mg1), scales.stored_above(scale_mg1)]
         else:
             found.append(scales.stored(scale_mg1))
-    best, *others = (_rounded(blocks_mgl, points, scale_mg1) for scale_mg1 in found)
+    best_mg1, *others = found
+    best = _nearest(blocks_mgl, points, best_mg1)
     if not others:
-        return best
-    error_mg1 = _error(best, blocks_mgl)
-    for other in others:
-        other_mg1 = _error(other, blocks_mgl)
-        best = torch.where(other_mg1 < error_mg1, other, best)
+        return best, best_mg1
+    error_mg1 = _error(best * best_mg1, blocks_mgl)
+    for scale_mg1 in others:
+        other = _nearest(blocks_mgl, points, scale_mg1)
+        other_mg1 = _error(other * scale_mg1, blocks_mgl)
+        better = other_mg1 < error_mg1
+        best = torch.where(better, other, best)
+        best_mg1 = torch.where(better, scale_mg1, best_mg1)
         error_mg1 = torch.minimum(error_mg1, other_mg1)
-    return best
+    return best, best_mg1
+
+
+def _symmetric(blocks_mgl: Tensor, points: Format, scales: ScaleFormat) -> Tensor:
+    best, scale_mg1 = rounded_blocks(blocks_mgl, points, scales)
+    return best * scale_mg1
+
+
+def _nearest(blocks_mgl: Tensor, points: Format, scale_mg1: Tensor) -> Tensor:
+    safe_mg1 = torch.where(scale_mg1 == 0, torch.inf, scale_mg1)
+    return points.round_(blocks_mgl / safe_mg1)
 
 
 def _rounded(blocks_mgl: Tensor, points: Format, scale_mg1: Tensor) -> Tensor:
-    safe_mg1 = torch.where(scale_mg1 == 0, torch.inf, scale_mg1)
-    return points.round_(blocks_mgl / safe_mg1) * scale_mg1
+    return _nearest(blocks_mgl, points, scale_mg1) * scale_mg1
 
 
 def _error(values_mgl: Tensor, blocks_mgl: Tensor) -> Tensor:

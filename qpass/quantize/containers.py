@@ -16,15 +16,26 @@ import torch
 from torch import Tensor
 
 from qpass.formats import Format, Integers, QuantizedTensor, QuantSpec
-from qpass.ops import PackedLinear, PointsLinear, integer_rows, pack_linear
+from qpass.ops import (
+    BlocksLinear,
+    PackedLinear,
+    PointsLinear,
+    integer_rows,
+    pack_blocks,
+    pack_linear,
+)
+from qpass.ops.bits import from_bits
+from qpass.ops.blocks import BITS, FORMAT
 from qpass.ops.packing import unpack, untile
 from qpass.ops.points import TABLE
 
-Held = PackedLinear | PointsLinear
+Held = PackedLinear | PointsLinear | BlocksLinear
 # what notes call the operators that are defined in plain PyTorch and have no kernels yet
 REFERENCE = "on the reference path, without kernels"
 NARROW = 4
 WIDE = 8
+# blocks of 4-bit floats that hardware multiplies, by the format of their scales
+HARDWARE_BLOCKS = {"e8m0": 32, "e4m3": 16}
 # the largest power of two that float16 holds
 LARGEST_POWER = 2.0**15
 # the smallest factor of a row: numbers around it are normal in float32
@@ -50,6 +61,14 @@ def by_reference(weight: QuantSpec, activation: QuantSpec | None) -> bool:
     return container_bits(weight) is None
 
 
+def in_blocks(weight: QuantSpec, activation: QuantSpec | None) -> bool:
+    """Whether both are the 4-bit floats, in blocks alike, that GPUs multiply as they are."""
+    if activation is None or activation.format != FORMAT or weight.format != FORMAT:
+        return False
+    alike = (weight.block, weight.scale_format) == (activation.block, activation.scale_format)
+    return alike and activation.dynamic and weight.block == HARDWARE_BLOCKS.get(weight.scale_format)
+
+
 def unreadable(activation: QuantSpec | None) -> str | None:
     """Why no operator makes such activations, or None."""
     if activation is None:
@@ -69,11 +88,14 @@ def stored_as(spec: QuantSpec, width: int) -> QuantSpec:
     return dataclasses.replace(spec, block=block, axis=-1)
 
 
-def hold(tensor: QuantizedTensor) -> Held:
-    """The weight as an operator takes it."""
+def hold(tensor: QuantizedTensor, *, blocks: bool = False) -> Held:
+    """The weight as an operator takes it; `blocks`: as the one that multiplies 4-bit floats."""
     spec = tensor.spec
     bits = container_bits(spec)
     scales, offsets = tensor.group_scales_ng, tensor.group_offsets_ng
+    if blocks:
+        assert scales is not None
+        return pack_blocks(tensor.codes_nk, scales, tensor.row_scales_n, spec.scale_format)
     if bits is None:
         return PointsLinear(
             tensor.codes_nk,
@@ -109,6 +131,9 @@ def release(held: Held, spec: QuantSpec) -> QuantizedTensor:
             None if offsets is None else offsets.to(spec.scale_dtype),
         )
     n, k = held.out_features, held.in_features
+    if isinstance(held, BlocksLinear):
+        codes = from_bits(held.weight, BITS, k, spec.codes.code_dtype)
+        return QuantizedTensor(spec, codes, held.row_scales, held.scales.view(spec.scale_dtype))
     groups = 1 if held.group_scales is None else held.group_scales.shape[1]
     signed = held.bits == WIDE or held.group_offsets is None
     codes = unpack(held.weight, held.bits, (n, k), groups, signed=signed)

@@ -13,13 +13,14 @@ from torch import Tensor, fx
 from qpass.analyze import Matmul, find_matmuls
 from qpass.formats import QuantSpec
 from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
-from qpass.ops import PointsLinear, integer_rows
+from qpass.ops import BlocksLinear, PointsLinear, integer_rows
 from qpass.plan import Quantized, Role
 from qpass.quantize.containers import (
     REFERENCE,
     by_reference,
     container_bits,
     hold,
+    in_blocks,
     unreadable,
 )
 from qpass.quantize.join import join_products
@@ -36,16 +37,19 @@ class AsPacked(Form):
     """The parts of a `PackedLinear`: codes, row scales, group scales, group offsets.
 
     Where no integers hold the weight, those of a `PointsLinear`: its points come after the codes.
-    `reads` is the axis that the product sums over.
+    `reads` is the axis that the product sums over; `blocks` asks for the parts of a `BlocksLinear`.
     """
 
     spec: QuantSpec
     rounding: str
     reads: int
+    blocks: bool = False
 
     def make(self, weight: Tensor) -> Parts:
         weight_nk = weight if self.reads == 1 else weight.T
-        held = hold(ROUNDINGS[self.rounding].round(weight_nk, self.spec, {}))
+        held = hold(ROUNDINGS[self.rounding].round(weight_nk, self.spec, {}), blocks=self.blocks)
+        if isinstance(held, BlocksLinear):
+            return (held.weight, held.scales, held.row_scales)
         points = (held.points,) if isinstance(held, PointsLinear) else ()
         return (held.weight, *points, held.row_scales, held.group_scales, held.group_offsets)
 
@@ -82,10 +86,11 @@ class QuantizeLinears(Pass):
     """Run planned products on packed weights and, where planned, on integer activations.
 
     Products of one value share the work of quantizing it, an online rotation included, and run as
-    one where they are quantized alike.
+    one where they are quantized alike. `blocks`: 4-bit floats are multiplied as such, as GPUs can.
     """
 
     choices: tuple[Quantized, ...]
+    blocks: bool = False
     name: str = "quantize_linears"
     contract: Contract = Contract.QUANTIZES
 
@@ -103,7 +108,7 @@ class QuantizeLinears(Pass):
         for matmul in reversed(find_matmuls(program)):
             site = program.site(matmul.use)
             if (choice := linears.get(site)) is not None:
-                notes.append(_quantize(program, matmul, choice, rows))
+                notes.append(_quantize(program, matmul, choice, rows, blocks=self.blocks))
                 found.add((False, site))
         for node in list(program.graph.nodes):
             if not read.calls(node, aten.embedding.default):
@@ -128,6 +133,7 @@ class _Rows:
     program: Program
     made: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = field(default_factory=dict)
     rounded: dict[tuple[fx.Node, QuantSpec], fx.Node] = field(default_factory=dict)
+    blocked: dict[tuple[fx.Node, QuantSpec], tuple[fx.Node, ...]] = field(default_factory=dict)
 
     def of(self, value: fx.Node, bits: int) -> tuple[fx.Node, fx.Node]:
         """The codes and scales of `value`; a rotation that makes it is done on the way."""
@@ -142,6 +148,21 @@ class _Rows:
             edit.call(self.program, before, operator.getitem, both, i, like=value) for i in (0, 1)
         )
         return self.made.setdefault((value, bits), (codes, scales))
+
+    def blocks(self, value: fx.Node, spec: QuantSpec) -> tuple[fx.Node, ...]:
+        """Codes, scales of blocks and scales of rows; a rotation is done on the way."""
+        if (value, spec) in self.blocked:
+            return self.blocked[value, spec]
+        x, *turn = _turn(value)
+        kind = (spec.block, spec.scale_format)
+        before = edit.after(self.program, value)
+        made = edit.call(
+            self.program, before, qpass.quantize_blocks.default, x, *kind, *turn, like=value
+        )
+        parts = tuple(
+            edit.call(self.program, before, operator.getitem, made, i, like=value) for i in range(3)
+        )
+        return self.blocked.setdefault((value, spec), parts)
 
     def floats(self, value: fx.Node, spec: QuantSpec) -> fx.Node:
         """`value` rounded to a dynamic spec, in a wide type; a rotation is done on the way."""
@@ -165,20 +186,28 @@ def _turn(value: fx.Node) -> tuple[object, ...]:
     return (read.value(value, "x"), signs, factor, read.integer(value, "power"))
 
 
-def _quantize(program: Program, matmul: Matmul, choice: Quantized, rows: _Rows) -> Note:
+def _quantize(
+    program: Program, matmul: Matmul, choice: Quantized, rows: _Rows, *, blocks: bool
+) -> Note:
     if (why := unreadable(choice.activation)) is not None:
         return Note(False, choice.site, f"left float: {why}")
     node, value, use = (program.node(name) for name in (matmul.node, matmul.value, matmul.use))
     shape = read.static_shape(use)
     if shape is None:
         return Note(False, choice.site, "left float: its shape is symbolic")
-    form = AsPacked(choice.weight, choice.rounding, matmul.reads)
+    spec = choice.activation
+    blocks = blocks and in_blocks(choice.weight, spec)
+    form = AsPacked(choice.weight, choice.rounding, matmul.reads, blocks)
     parts = _parts(program, use, form)
     bias = None if matmul.bias is None else _exact(program, program.node(matmul.bias))
+    if blocks:
+        assert spec is not None
+        args = (*rows.blocks(value, spec), *parts, bias, spec.scale_format, read.dtype(node))
+        edit.replace(node, edit.call(program, node, qpass.linear.blocks, *args, like=node))
+        return Note(True, choice.site, _described(choice, slow=False))
     bits = container_bits(choice.weight)
     sizes = (bias,) if bits is None else (bias, bits, shape[matmul.reads], shape[matmul.writes])
     product = qpass.linear.points if bits is None else qpass.linear.real
-    spec = choice.activation
     if spec is None:
         new = edit.call(program, node, product, value, *parts, *sizes, like=node)
     elif bits is not None and integer_rows(spec):
@@ -227,7 +256,8 @@ def _parts(program: Program, use: fx.Node, form: Form) -> list[fx.Node | None]:
     return made
 
 
-def _described(choice: Quantized) -> str:
+def _described(choice: Quantized, *, slow: bool = True) -> str:
     kept = "float" if choice.activation is None else choice.activation.format
-    slow = f", {REFERENCE}" if by_reference(choice.weight, choice.activation) else ""
-    return f"weight {choice.weight.format}, activations {kept}{slow}"
+    slow = slow and by_reference(choice.weight, choice.activation)
+    how = f", {REFERENCE}" if slow else ""
+    return f"weight {choice.weight.format}, activations {kept}{how}"

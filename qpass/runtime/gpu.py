@@ -25,9 +25,11 @@ PLAIN = "plain PyTorch"
 OPERATORS = (
     "hadamard",
     "quantize_rows",
+    "quantize_blocks",
     "linear.real",
     "linear.codes",
     "linear.points",
+    "linear.blocks",
     "embedding",
 )
 

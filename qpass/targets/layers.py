@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,30 @@ from torch import Tensor, nn
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec, wide
 from qpass.ops import (
+    BlocksLinear,
     PackedLinear,
     PointsLinear,
     embedding,
     fake_quantize,
     hadamard,
+    linear_blocks,
     linear_codes,
     linear_points,
     linear_real,
+    quantize_blocks,
     quantize_rows,
 )
+from qpass.ops.bits import from_bits
 from qpass.ops.packing import unpack, untile
-from qpass.quantize.containers import Held, hold, release
+from qpass.quantize.containers import Held, hold, in_blocks, release
 from qpass.rotations import Transform
 from qpass.targets.backward import refusing_backward
 from qpass.targets.crossing import gated
 from qpass.targets.fixed import Fixed, Quantized
 from qpass.targets.tensors import Shapes, from_tensors, shapes, to_tensors
+
+# kinds of devices: what multiplies 4-bit floats as they are, and what reads them as integers
+GPU, HOST = "cuda", "cpu"
 
 
 @final
@@ -73,7 +80,8 @@ class QuantizedLinear(Quantized):
     With `activation_bits` the (transformed) rows of `x` become integers too; with `activation` they
     are rounded to that dynamic spec, by a reference path without kernels. So are weights that are
     no integers of 4 or 8 bits: `spec` says what the codes mean, by default integers that count as
-    they are packed. `transposed` records that the layer it stands in for stores `[in, out]`.
+    they are packed. Where both are 4-bit floats in blocks, a GPU holds and multiplies them as such.
+    `transposed` records that the layer it stands in for stores `[in, out]`.
     """
 
     packed_weight: Tensor
@@ -110,30 +118,58 @@ class QuantizedLinear(Quantized):
         self.activation_bits = activation_bits
         self.activation = activation
         self.transposed = transposed
+        if spec is None:
+            if isinstance(packed, BlocksLinear):
+                raise BadInput("spec: missing for 4-bit floats in blocks; pass that of the weight")
+            scales, offsets = packed.group_scales, packed.group_offsets is not None
+            groups = 0 if scales is None else scales.shape[1]
+            spec = integers(self.bits, groups, packed.in_features, offsets=offsets)
+        self.spec = spec
         self._hold(packed, bias)
-        groups = 0 if self.group_scales is None else self.groups
-        offsets = self.group_offsets is not None
-        self.spec = spec or integers(self.bits, groups, self.in_features, offsets=offsets)
 
     def _hold(self, packed: Held, bias: Tensor | None) -> None:
+        if self._elsewhere(packed):
+            blocks = not isinstance(packed, BlocksLinear)
+            packed = hold(release(packed, self.spec), blocks=blocks)
         if bias is not None:
             # as exact as the sums it is added to, whatever the dtype of the module
             bias = bias.detach().to(wide(bias.dtype), copy=True)
+        if isinstance(packed, BlocksLinear):
+            scales, offsets = packed.scales, None
+        else:
+            scales, offsets = packed.group_scales, packed.group_offsets
         buffers = {
             "packed_weight": packed.weight,
             "points": packed.points if isinstance(packed, PointsLinear) else None,
             "row_scales": packed.row_scales,
-            "group_scales": packed.group_scales,
-            "group_offsets": packed.group_offsets,
+            "group_scales": scales,
+            "group_offsets": offsets,
             "bias": bias,
         }
         # torch.export counts absent buffers as if they were there: they come last
         for name, tensor in sorted(buffers.items(), key=lambda item: item[1] is None):
             self.register_buffer(name, tensor, persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self._elsewhere(self.packed):
+            self._hold(self.packed, self.bias)
+        return self
+
+    def _elsewhere(self, packed: Held) -> bool:
+        """Whether a weight of 4-bit floats is in the form for the other kind of device."""
+        if not in_blocks(self.spec, self.activation):
+            return False
+        kind = packed.weight.device.type
+        return kind == (HOST if isinstance(packed, BlocksLinear) else GPU)
+
     @property
     def packed(self) -> Held:
         """The weight as the operators take it."""
+        if self.group_scales is not None and self.group_scales.dtype is torch.uint8:
+            return BlocksLinear(
+                self.packed_weight, self.group_scales, self.row_scales, self.spec.scale_format
+            )
         if self.points is not None:
             return PointsLinear(
                 self.packed_weight,
@@ -166,6 +202,8 @@ class QuantizedLinear(Quantized):
         """The codes `[N, K]` in their container, one to a byte."""
         if self.points is not None:
             return self.packed_weight
+        if isinstance(self.packed, BlocksLinear):
+            return from_bits(self.packed_weight, 4, self.in_features, torch.uint8)
         shape = (self.out_features, self.in_features)
         return unpack(self.packed_weight, self.bits, shape, self.groups, signed=self.signed)
 
@@ -183,7 +221,7 @@ class QuantizedLinear(Quantized):
 
     def _numbers(self, computed: torch.dtype) -> Tensor:
         held, n = self.packed, self.out_features
-        if isinstance(held, PointsLinear):
+        if isinstance(held, PointsLinear | BlocksLinear):
             return held.dequantize(computed)
         values = self.codes.to(computed).reshape(n, self.groups, -1)
         if self.group_scales is not None:
@@ -207,6 +245,10 @@ class QuantizedLinear(Quantized):
             assert isinstance(held, PackedLinear)
             codes, scales = quantize_rows(x, self.activation_bits, signs, factor, power)
             return linear_codes(codes, scales, held, self.bias, x.dtype)
+        if isinstance(held, BlocksLinear):
+            kind = (held.block, held.scale_format)
+            parts = quantize_blocks(x, *kind, signs, factor, power)
+            return linear_blocks(*parts, held, self.bias, x.dtype)
         if self.activation is not None:
             # in the type in which the product sums them
             y = fake_quantize(x, self.activation, signs, factor, power)
