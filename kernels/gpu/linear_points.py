@@ -71,7 +71,8 @@ def linear_points(
     tl.store(out + place, y.to(out.dtype.element_ty), mask=real_i[:, None] & real_j[None, :])
 
 
-def _accepts(call: Call) -> str | None:
+def refuse_points(call: Call) -> str | None:
+    """Why no kernel reads this weight, or None; what is wrong the definition will say."""
     x, weight = call["x"], call["weight"]
     if x.dtype not in FLOATS:
         return f"the input is {x.dtype}"
@@ -124,7 +125,7 @@ def _launch(call: Call) -> Tensor:
     return out
 
 
-def _cost(call: Call) -> Cost:
+def points_cost(call: Call) -> Cost:
     x = call["x"]
     n, k = call["weight"].shape
     held = [call[name] for name in HELD if call[name] is not None]
@@ -173,9 +174,9 @@ KERNELS.add(
     Kernel(
         name="linear_points",
         operator="linear.points",
-        accepts=_accepts,
+        accepts=refuse_points,
         launch=_launch,
-        cost=_cost,
+        cost=points_cost,
         builds=_builds,
     )
 )

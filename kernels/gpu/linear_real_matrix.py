@@ -23,7 +23,16 @@ from qpass._kernels.gpu.weights import (
     refuse_weight,
     rows_of,
 )
-from qpass._kernels.gpu.words import columns, pairs4, pairs8, row_offsets, shifted, tile_ids
+from qpass._kernels.gpu.words import (
+    behind,
+    columns,
+    pairs4,
+    pairs8,
+    row_offsets,
+    rows_of_x,
+    shifted,
+    tile_ids,
+)
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
@@ -34,7 +43,7 @@ def linear_real_matrix(
     m, n, lines, groups, group_lines, width, chunks, stride,
     BITS: tl.constexpr, EVEN: tl.constexpr, SPREAD: tl.constexpr, SHARES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, PTX: tl.constexpr,
-    TF32: tl.constexpr,
+    TF32: tl.constexpr, SORT: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of BM rows of x by BN outputs, transposed, and a share of the columns.
 
@@ -52,7 +61,10 @@ def linear_real_matrix(
     real_i = i < m
     real_j = j < n
     x += i.to(tl.int64) * stride
-    words += row_offsets(j, lines)
+    BLOCKS: tl.constexpr = BN // 16
+    block = (tile_n * BLOCKS + tl.arange(0, BLOCKS))[:, None, None]
+    words += block.to(tl.int64) * lines * 16 + tl.arange(0, 16)[None, None, :]
+    real_block = block * 16 < n
     share = tl.cdiv(groups * chunks, SHARES)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, groups * chunks)
@@ -71,28 +83,41 @@ def linear_real_matrix(
         line = inside * BL + tl.arange(0, BL)
         if EVEN:
             line = chunk * BL + tl.arange(0, BL)
-            w = tl.load(words[:, None] + line[None, :] * 16, mask=real_j[:, None], other=0)
+            w = tl.load(words + line[None, :, None] * 16, mask=real_block, other=0)
         else:
             w = tl.load(
-                words[:, None] + (group * group_lines + line)[None, :] * 16,
-                mask=real_j[:, None] & (line < group_lines)[None, :], other=0,
+                words + (group * group_lines + line)[None, :, None] * 16,
+                mask=real_block & (line < group_lines)[None, :, None], other=0,
             )  # fmt: skip
+        w = tl.reshape(tl.permute(w, (0, 2, 1)), (BN, BL))
         step = inside * (BL * STEP) + group * width if MASKED else chunk * (BL * STEP)
         limit = (group + 1) * width
-        a0 = columns(x, step + run, limit, real_i, MASKED)
-        a1 = columns(x, step + run + NEXT, limit, real_i, MASKED)
-        if BITS == 4:
-            a2 = columns(x, step + run + 2 * NEXT, limit, real_i, MASKED)
-            a3 = columns(x, step + run + 3 * NEXT, limit, real_i, MASKED)
-            q0, q1, q2, q3 = pairs4(w, ZERO, x.dtype.element_ty, PTX)
-        else:
-            q0, q1 = pairs8(w, x.dtype.element_ty, PTX)
         part = total if group_scales is None else tl.zeros((BN, BM), tl.float32)
-        part = tl.dot(q0, a0, part, input_precision="ieee")
-        part = tl.dot(q1, a1, part, input_precision="ieee")
-        if BITS == 4:
-            part = tl.dot(q2, a2, part, input_precision="ieee")
-            part = tl.dot(q3, a3, part, input_precision="ieee")
+        if SORT:
+            some = rows_of_x(x, step + tl.arange(0, STEP * BL), limit, real_i, MASKED)
+            some = tl.reshape(some, (BM, BL, STEP // RUN, RUN))
+            some = tl.trans(tl.reshape(tl.permute(some, (0, 2, 1, 3)), (BM, STEP * BL)))
+            if BITS == 4:
+                q0, q1, q2, q3 = pairs4(w, ZERO, x.dtype.element_ty, PTX)
+                q = behind(behind(q0, q1), behind(q2, q3))
+            else:
+                q0, q1 = pairs8(w, x.dtype.element_ty, PTX)
+                q = behind(q0, q1)
+            part = tl.dot(q, some, part, input_precision="ieee")
+        else:
+            a0 = columns(x, step + run, limit, real_i, MASKED)
+            a1 = columns(x, step + run + NEXT, limit, real_i, MASKED)
+            if BITS == 4:
+                a2 = columns(x, step + run + 2 * NEXT, limit, real_i, MASKED)
+                a3 = columns(x, step + run + 3 * NEXT, limit, real_i, MASKED)
+                q0, q1, q2, q3 = pairs4(w, ZERO, x.dtype.element_ty, PTX)
+            else:
+                q0, q1 = pairs8(w, x.dtype.element_ty, PTX)
+            part = tl.dot(q0, a0, part, input_precision="ieee")
+            part = tl.dot(q1, a1, part, input_precision="ieee")
+            if BITS == 4:
+                part = tl.dot(q2, a2, part, input_precision="ieee")
+                part = tl.dot(q3, a3, part, input_precision="ieee")
         if group_scales is None:
             total = part
         else:
@@ -122,10 +147,10 @@ def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
     if dtype is torch.float32:
         return (Tile(16, 32, 8, 4, 2, False), Tile(64, 64, 8, 8, 2, True))
     few = (
-        Tile(16, 64, long, 4, 4, False, 0.15),
-        Tile(16, 128, long, 8, 4, False, 0.15),
-        Tile(32, 64, long, 4, 4, False, 0.15),
-        Tile(64, 64, long, 4, 3, True, 0.4),
+        Tile(16, 64, long, 4, 4, False, 0.15, sort=True),
+        Tile(16, 128, long, 4, 4, False, 0.15, sort=True),
+        Tile(32, 64, long, 4, 4, False, 0.15, sort=True),
+        Tile(64, 64, long, 4, 3, False, 0.4, sort=True),
         Tile(64, 128, long, 8, 3, True, 0.4),
     )
     if scaled:
@@ -176,7 +201,7 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
         chunks, x.stride(0), BITS=packed.bits,
         EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
         BM=tile.rows, BN=tile.outputs, BL=tile.lines,
-        PTX=has_ptx(call.target, x.dtype),
+        PTX=has_ptx(call.target, x.dtype), SORT=tile.sort,
         TF32=has_tf32(call.target), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if shares > 1:

@@ -1,8 +1,12 @@
-"""`linear.real` of one row: a matrix of integers times a vector, as fast as the weights arrive."""
+"""`linear.real` of a few rows: integers times vectors, as fast as the weights arrive."""
+
+# m rows of x, n outputs
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 import triton
@@ -11,11 +15,14 @@ from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
-from qpass._kernels.gpu.weights import FLOATS, cost, refuse_weight, rows_of
+from qpass._kernels.gpu.weights import FLOATS, cost, flat, refuse_weight, rows_of
 from qpass._kernels.gpu.words import column
+from qpass.ops.packing import ROWS
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
+# rows of x that share what is made of the words
+MOST_ROWS = 4
 # what two values of x in one int32 may be
 PAIRS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -33,71 +40,124 @@ def two(pairs, KIND: tl.constexpr):
 
 
 @triton.jit
+def _row(
+    products, sums, x, w, line, real, group_lines, width,
+    BITS: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr, ZERO: tl.constexpr, nought,
+):  # fmt: skip
+    """The products of words `[BL, BN]` with their columns of one row of x, and the row's sums."""
+    STEP: tl.constexpr = 32 // BITS
+    if PAIRS is not None:
+        for h in tl.static_range(STEP // 2):
+            low, high = two(tl.load(x + line * (STEP // 2) + h, mask=real), PAIRS)
+            products += column(w, BITS, 2 * h, ZERO, nought) * low[:, None]
+            products += column(w, BITS, 2 * h + 1, ZERO, nought) * high[:, None]
+            sums += low + high
+    else:
+        group = line // group_lines
+        inside = (line - group * group_lines) * STEP
+        source = x + line * STEP if EVEN else x + group * width + inside
+        for j in tl.static_range(STEP):
+            there = real
+            if not EVEN:
+                there = (inside + j < width) if real is None else real & (inside + j < width)
+            v = tl.load(source + j, mask=there, other=None if there is None else 0.0)
+            v = v.to(tl.float32)
+            products += column(w, BITS, j, ZERO, nought) * v[:, None]
+            sums += v
+    return products, sums
+
+
+@triton.jit
+def _store(total, out, i, m, n, row, row_scales, bias, SHARES: tl.constexpr):
+    y = tl.sum(total, 0)
+    held = row < tl.where(i < m, n, 0)
+    place = i.to(tl.int64) * n + row
+    if SHARES > 1:
+        tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, y, mask=held)
+    else:
+        y *= tl.load(row_scales + row, mask=row < n, other=0.0)
+        if bias is not None:
+            y += tl.load(bias + row, mask=row < n, other=0.0).to(tl.float32)
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=held)
+
+
+@triton.jit
 def linear_real_vector(
     x, words, row_scales, group_scales, group_offsets, bias, out,
-    n, lines, groups, width,
+    m, n, lines, groups, width, stride,
     BITS: tl.constexpr, GROUP_LINES: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr,
-    WHOLE: tl.constexpr, SHARES: tl.constexpr, BL: tl.constexpr,
+    WHOLE: tl.constexpr, SHARES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """One program: one block of 16 rows and a share of its lines, BL lines at a time.
+    """One program: BM rows of x, BN rows of a block of weights and a share of its lines.
 
-    EVEN: groups end where lines end. WHOLE: so do shares. PAIRS is the type of x where it comes as
-    int32, two values each, and None where it comes as it is.
+    It takes BL lines at a time. EVEN: groups end where lines end. WHOLE: so do shares. PAIRS is
+    the type of x where it comes as int32, two values each, and None where it comes as it is. AHEAD:
+    words are asked for one step before their time.
     """
-    STEP: tl.constexpr = 32 // BITS
+    PIECES: tl.constexpr = 16 // BN
     ZERO: tl.constexpr = 2 ** (BITS - 1) if BITS == 8 or group_offsets is None else 0
-    block = tl.program_id(0)
-    rows = tl.arange(0, 16)
+    block = tl.program_id(0) // PIECES
+    rows = tl.program_id(0) % PIECES * BN + tl.arange(0, BN)
     nought = n >> 31
     share = tl.cdiv(tl.cdiv(lines, BL), SHARES) * BL
     first = tl.program_id(1) * share
     last = first + share if WHOLE else tl.minimum(first + share, lines)
     words += block.to(tl.int64) * lines * 16
-    total = tl.zeros((BL, 16), tl.float32)
+    # rows beyond the last repeat it
+    i = tl.program_id(2) * BM
+    x0 = x + i.to(tl.int64) * stride
+    x1 = x + tl.minimum(i + 1, m - 1).to(tl.int64) * stride
+    x2 = x + tl.minimum(i + 2, m - 1).to(tl.int64) * stride
+    x3 = x + tl.minimum(i + 3, m - 1).to(tl.int64) * stride
+    nothing = tl.zeros((BL, BN), tl.float32)
+    none = tl.zeros((BL,), tl.float32)
+    total0, total1, total2, total3 = nothing, nothing, nothing, nothing
+    if AHEAD:
+        line = first + tl.arange(0, BL)
+        ahead = tl.load(words + line[:, None] * 16 + rows[None, :], mask=(line < last)[:, None])
     for start in range(first, last, BL):
         line = start + tl.arange(0, BL)
         real = None if WHOLE else line < last
         reals = None if WHOLE else real[:, None]
-        w = tl.load(words + line[:, None] * 16 + rows[None, :], mask=reals)
-        group = line // GROUP_LINES
+        if AHEAD:
+            w = ahead
+            soon = line + BL
+            ahead = tl.load(words + soon[:, None] * 16 + rows[None, :], mask=(soon < last)[:, None])
+        else:
+            w = tl.load(words + line[:, None] * 16 + rows[None, :], mask=reals)
         if group_scales is not None:
-            at = (block * groups + group)[:, None] * 16 + rows[None, :]
+            at = (block * groups + line // GROUP_LINES)[:, None] * 16 + rows[None, :]
             scale = tl.load(group_scales + at, mask=reals)
             if group_offsets is not None:
                 offset = tl.load(group_offsets + at, mask=reals)
-        products = tl.zeros((BL, 16), tl.float32)
-        sums = tl.zeros((BL,), tl.float32)
-        if PAIRS is not None:
-            for h in tl.static_range(STEP // 2):
-                low, high = two(tl.load(x + line * (STEP // 2) + h, mask=real), PAIRS)
-                products += column(w, BITS, 2 * h, ZERO, nought) * low[:, None]
-                products += column(w, BITS, 2 * h + 1, ZERO, nought) * high[:, None]
-                sums += low + high
-        else:
-            inside = (line - group * GROUP_LINES) * STEP
-            source = x + line * STEP if EVEN else x + group * width + inside
-            for j in tl.static_range(STEP):
-                there = real
-                if not EVEN:
-                    there = (line < last) & (inside + j < width)
-                v = tl.load(source + j, mask=there, other=None if there is None else 0.0)
-                v = v.to(tl.float32)
-                products += column(w, BITS, j, ZERO, nought) * v[:, None]
-                sums += v
-        if group_scales is not None:
-            products *= scale.to(tl.float32)
-            if group_offsets is not None:
-                products += offset.to(tl.float32) * sums[:, None]
-        total += products if WHOLE else tl.where(reals, products, 0.0)
-    y = tl.sum(total, 0)
+        for r in tl.static_range(BM):
+            source = x0 if r == 0 else (x1 if r == 1 else (x2 if r == 2 else x3))
+            products, sums = _row(
+                nothing, none, source, w, line, real, GROUP_LINES, width,
+                BITS, EVEN, PAIRS, ZERO, nought,
+            )  # fmt: skip
+            if group_scales is not None:
+                products *= scale.to(tl.float32)
+                if group_offsets is not None:
+                    products += offset.to(tl.float32) * sums[:, None]
+            if not WHOLE:
+                products = tl.where(reals, products, 0.0)
+            if r == 0:
+                total0 += products
+            elif r == 1:
+                total1 += products
+            elif r == 2:
+                total2 += products
+            else:
+                total3 += products
     row = block * 16 + rows
-    if SHARES > 1:
-        tl.store(out + tl.program_id(1) * n + row, y, mask=row < n)
-    else:
-        y *= tl.load(row_scales + row, mask=row < n, other=0.0)
-        if bias is not None:
-            y += tl.load(bias + row, mask=row < n, other=0.0).to(tl.float32)
-        tl.store(out + row, y.to(out.dtype.element_ty), mask=row < n)
+    _store(total0, out, i, m, n, row, row_scales, bias, SHARES)
+    if BM > 1:
+        _store(total1, out, i + 1, m, n, row, row_scales, bias, SHARES)
+    if BM > 2:
+        _store(total2, out, i + 2, m, n, row, row_scales, bias, SHARES)
+        _store(total3, out, i + 3, m, n, row, row_scales, bias, SHARES)
 
 
 def _accepts(call: Call) -> str | None:
@@ -106,40 +166,63 @@ def _accepts(call: Call) -> str | None:
         return f"the input is {x.dtype}"
     if (why := refuse_weight(call, x)) is not None:
         return why
-    if rows_of(x) != 1:
-        return f"{rows_of(x)} rows, and this one is for one"
+    if rows_of(x) > MOST_ROWS:
+        return f"{rows_of(x)} rows, and this one is for up to {MOST_ROWS}"
     return None
 
 
-def configure(packed: Packed, target: Target) -> tuple[int, int, int]:
-    """Lines at a time, warps, and shares of the lines."""
-    blocks = -(-packed.n // 16)
-    if blocks >= 3 * target.multiprocessors:
-        return (64, 4, 1) if packed.bits == 4 else (256, 16, 1)
+@final
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a program does: outputs of a block, lines at a time, one of `shares` of all lines."""
+
+    outputs: int
+    lines: int
+    warps: int
+    shares: int
+    ahead: bool = False
+
+
+def configure(packed: Packed, m: int, target: Target) -> Share:
+    """The share of a program, for m rows of x."""
+    blocks, many = -(-packed.n // ROWS), target.multiprocessors
+    if m > 2:
+        return Share(ROWS, 64, 8, 1 if blocks >= many else 2)
+    if blocks >= 3 * many:
+        return Share(ROWS, 64, 4, 1) if packed.bits == 4 else Share(ROWS, 256, 16, 1)
     # 16 warps on each multiprocessor keep enough loads in the air
     lines = 256 if packed.lines >= 1024 else 128
-    if blocks >= 3 * target.multiprocessors // 2 or packed.lines < 512:
-        return lines, 16, 1
-    shares = 2 if blocks >= target.multiprocessors // 2 else 4
-    return lines, 16, shares if packed.lines >= lines * shares else 1
+    if blocks >= 3 * many // 2:
+        return Share(ROWS, lines, 16, 1)
+    if packed.lines < 1024:
+        return Share(ROWS // 2, 128, 8, 1)
+    shares = 2 if blocks >= many // 2 else 4
+    return Share(ROWS, lines, 16, shares if packed.lines >= lines * shares else 1)
 
 
-def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:
+def run(call: Call, share: Share) -> Tensor:
     """Serve a call with a given configuration."""
-    x, weight = call["x"], call["weight"]
+    weight = call["weight"]
     packed = Packed.of(call)
-    out = x.new_empty((*x.shape[:-1], packed.n))
-    target = out if shares == 1 else x.new_empty((shares, 1, packed.n), dtype=torch.float32)
+    x = flat(call["x"])
+    m, n, shares = x.shape[0], packed.n, share.shares
+    out = x.new_empty((*call["x"].shape[:-1], n))
+    target = out if shares == 1 else x.new_empty((shares, m, n), dtype=torch.float32)
     even = packed.width % packed.step == 0
-    x = x.reshape(-1).contiguous()
+    together = 1 if m == 1 else 2 if m == 2 else MOST_ROWS
     pairs = PAIRS.get(x.dtype) if even and x.storage_offset() % 2 == 0 else None
-    linear_real_vector[(weight.shape[0], shares)](
-        x if pairs is None else x.view(torch.int32), weight.view(torch.int32), call["row_scales"],
+    if pairs is not None and x.stride(0) % 2:
+        x = x.contiguous()
+    held = x if pairs is None else x.view(torch.int32)
+    pieces = weight.shape[0] * (ROWS // share.outputs)
+    linear_real_vector[(pieces, shares, triton.cdiv(m, together))](
+        held, weight.view(torch.int32), call["row_scales"],
         call["group_scales"], call["group_offsets"], call["bias"], target,
-        packed.n, packed.lines, packed.groups, packed.width,
+        m, n, packed.lines, packed.groups, packed.width, held.stride(0),
         BITS=packed.bits, GROUP_LINES=packed.group_lines, EVEN=even, PAIRS=pairs,
-        WHOLE=packed.lines % (lines * shares) == 0, SHARES=shares, BL=lines,
-        num_warps=warps * 32 // call.target.warp,
+        WHOLE=packed.lines % (share.lines * shares) == 0, SHARES=shares,
+        BM=together, BN=share.outputs, BL=share.lines, AHEAD=share.ahead,
+        num_warps=share.warps * 32 // call.target.warp,
     )  # fmt: skip
     if shares > 1:
         finish(target, call["row_scales"], None, call["bias"], out)
@@ -147,7 +230,7 @@ def run(call: Call, lines: int, warps: int, shares: int) -> Tensor:
 
 
 def _launch(call: Call) -> Tensor:
-    return run(call, *configure(Packed.of(call), call.target))
+    return run(call, configure(Packed.of(call), rows_of(call["x"]), call.target))
 
 
 def _cost(call: Call) -> Cost:
@@ -156,37 +239,38 @@ def _cost(call: Call) -> Cost:
 
 def _builds(target: Target) -> Sequence[Build] | str:
     builds: list[Build] = []
-    for bits, kind, scales, offsets in (
-        (4, "bf16", True, False), (4, "fp16", True, True), (4, "bf16", False, False),
-        (8, "bf16", False, False), (4, "fp32", True, False),
+    for bits, kind, scales, offsets, m in (
+        (4, "bf16", True, False, 1), (4, "fp16", True, True, 1), (4, "bf16", False, False, 1),
+        (8, "bf16", False, False, 1), (4, "fp32", True, False, 1), (4, "bf16", True, False, 4),
     ):  # fmt: skip
         packed = Packed(bits, 14336, 4096, 14336 * bits // 32, 112 if scales else 1, scales)
-        lines, warps, _ = configure(packed, target)
+        share = configure(packed, m, target)
         constants: dict[str, object] = {
             "BITS": bits, "GROUP_LINES": packed.group_lines, "EVEN": True, "WHOLE": True,
-            "SHARES": 1, "BL": lines, "PAIRS": {"bf16": tl.bfloat16, "fp16": tl.float16}.get(kind),
+            "SHARES": 1, "BM": m, "BN": share.outputs, "BL": share.lines, "AHEAD": share.ahead,
+            "PAIRS": {"bf16": tl.bfloat16, "fp16": tl.float16}.get(kind),
         }  # fmt: skip
         constants |= {} if scales else {"group_scales": None}
         constants |= {} if offsets else {"group_offsets": None}
         signature = {
             "x": "*fp32" if kind == "fp32" else "*i32", "words": "*i32", "row_scales": "*fp32",
             "group_scales": "*fp16", "group_offsets": "*fp16",
-            "bias": f"*{kind}", "out": f"*{kind}",
-            "n": "i32", "lines": "i32", "groups": "i32", "width": "i32",
+            "bias": f"*{kind}", "out": f"*{kind}", "m": "i32",
+            "n": "i32", "lines": "i32", "groups": "i32", "width": "i32", "stride": "i32",
         }  # fmt: skip
         grouped = packed.n * packed.groups * 2 * (scales + offsets)
-        moved = packed.n * packed.k * bits / 8 + grouped + 6 * packed.n + 4 * packed.k
+        moved = packed.n * packed.k * bits / 8 + grouped + 6 * packed.n + 4 * m * packed.k
         builds.append(
             Build(
-                label=f"{bits} bit {kind}{' scales' * scales}{' offsets' * offsets}",
+                label=f"{bits} bit {kind} m {m}{' scales' * scales}{' offsets' * offsets}",
                 function=linear_real_vector,
                 signature={k: v for k, v in signature.items() if k not in constants},
                 constants=constants,
-                warps=warps * 32 // target.warp,
+                warps=share.warps * 32 // target.warp,
                 stages=1,
-                divisible=frozenset(("n", "lines", "groups", "width")),
-                cost=Cost(moved, 2.0 * packed.n * packed.k, "fp32"),
-                programs=packed.n // 16,
+                divisible=frozenset(("n", "lines", "groups", "width", "stride")),
+                cost=Cost(moved, 2.0 * m * packed.n * packed.k, "fp32"),
+                programs=packed.n // share.outputs,
             )
         )
     return builds

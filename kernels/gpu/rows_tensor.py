@@ -41,7 +41,7 @@ TYPES = (torch.bfloat16, torch.float16)
 
 
 @triton.jit
-def _hadamard_matrix(ORDER: tl.constexpr, dtype: tl.constexpr):
+def hadamard_matrix(ORDER: tl.constexpr, dtype: tl.constexpr):
     """The Sylvester matrix: entry (i, j) is -1 where i & j has an odd number of ones."""
     i = tl.arange(0, ORDER)
     odd = i[:, None] & i[None, :]
@@ -65,7 +65,7 @@ def rows_tensor_kernel(
     inside = part // A % B < blocks
     column = (part % (B * A))[:, None] * 128 + i[None, :]
     signs = tl.load(signs_ptr + column, mask=inside[:, None], other=0.0).to(dtype)
-    h = _hadamard_matrix(128, dtype)
+    h = hadamard_matrix(128, dtype)
     # the factor is 1 or -1
     scale *= tl.load(factor_ptr)
     for turn in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):

@@ -22,7 +22,8 @@ class Tile:
     """Rows of x by outputs by lines of weights, and how Triton runs it.
 
     `spread`: x is put in the order of the weights' words first, which costs a pass over x and
-    saves many small loads. `pace` is the part of the peak that a large product reached on an H200.
+    saves many small loads; `sort`: it is put in that order in registers. `pace` is the part of the
+    peak that a large product reached on an H200.
     """
 
     rows: int
@@ -32,6 +33,7 @@ class Tile:
     stages: int
     spread: bool
     pace: float = 0.3
+    sort: bool = False
 
 
 OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}

@@ -116,6 +116,23 @@ def columns(x, at, limit, there, MASKED: tl.constexpr):
 
 
 @triton.jit
+def rows_of_x(x, at, limit, there, MASKED: tl.constexpr):
+    """Columns `at` of each row of x; 0 from column `limit` on, counted like `at`."""
+    if MASKED:
+        mask = there[:, None] & (at < limit)[None, :]
+        return tl.load(x[:, None] + at[None, :], mask=mask, other=0)
+    return tl.load(x[:, None] + at[None, :], mask=there[:, None], other=0)
+
+
+@triton.jit
+def behind(a, b):
+    """Columns of a and then those of b: `[R, 2 L]` from `[R, L]` each."""
+    R: tl.constexpr = a.shape[0]
+    L: tl.constexpr = a.shape[1]
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (R, 2 * L))
+
+
+@triton.jit
 def row_offsets(rows, lines):
     """Where the first word of each row lies, counted in words, when a block has `lines` lines."""
     return (rows // 16).to(tl.int64) * lines * 16 + rows % 16

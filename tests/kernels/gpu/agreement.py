@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpass._kernels.gpu.linear_whole import FEWEST_POINTS, FEWEST_ROWS, HALVES
+from qpass._kernels.gpu.weights import rows_of
 from qpass.runtime.gpu import Call
 
 # of float32 sums in another order, relative to the largest value of a row; the tensor cores' three
@@ -68,7 +70,14 @@ def _quantize_rows(call: Call, got: Any, want: Any) -> str | None:
 
 def _linear(call: Call, got: Tensor, want: Tensor) -> str | None:
     # the sums cancel: a result is smaller than what was added up
-    return _rows(got, want, 16 * SUMS + ROUNDING[want.dtype])
+    return _rows(got, want, 16 * SUMS + ROUNDING[want.dtype] * (2 if _written(call) else 1))
+
+
+def _written(call: Call) -> bool:
+    """Whether weights may be rounded to the type of x before they are multiplied."""
+    x = call.values[0]
+    fewest = FEWEST_POINTS if call.operator == "linear.points" else FEWEST_ROWS
+    return call.operator != "linear.codes" and x.dtype in HALVES and rows_of(x) >= fewest
 
 
 def _embedding(call: Call, got: Tensor, want: Tensor) -> str | None:

@@ -44,6 +44,10 @@ FACTORED = (
     (21, 1, 2, 32),
     (18, 1, 28, 64),
 )
+# (rows, p) of one block, in 16-bit floats: all orders of one kernel, and rows that end a turn
+TURNED = ((256, 256), (257, 512), (259, 1024), (256, 2048), (258, 4096))
+# (rows, out features, groups, columns of a group) of which the weights are written out
+MANY = ((384, 65, 1, 64), (385, 40, 2, 32), (390, 49, 3, 20), (384, 64, 1, 7), (386, 81, 4, 9))
 # (leading axes of x, out features, groups, columns of a group)
 LINEAR = (
     ((1,), 17, 3, 8),
@@ -55,6 +59,9 @@ LINEAR = (
     ((1,), 16, 1, 3),
     ((5,), 40, 2, 32),
     ((3, 2), 16, 1, 100),
+    ((3,), 50, 4, 9),
+    ((2,), 48, 4, 64),
+    ((4,), 24, 1, 50),
     ((17,), 50, 4, 9),
     ((2, 1, 2), 1, 1, 1),
     ((33,), 20, 3, 16),
@@ -141,6 +148,17 @@ def quantizations() -> Iterator[Case]:
                 if bits
                 else Case(name, "hadamard", (x, *rest))
             )
+    for i, (r, p) in enumerate(TURNED):
+        for bits in (8, 3, 0):
+            dtype = FLOATS[1 + (i + bits) % 2]
+            name = f"turned-{r}-{p}-{bits}-{dtype}"
+            g = random(name)
+            x, rest = rows((r, p), dtype, g), (*transform(p, 1, g), p)
+            yield (
+                Case(name, "quantize_rows", (x, bits, *rest))
+                if bits
+                else Case(name, "hadamard", (x, *rest))
+            )
     for r, blocks, m, p in FACTORED:
         for bits in (8, 0):
             name = f"factored-{r}-{blocks}x{m}x{p}-{bits}"
@@ -181,6 +199,20 @@ def linears() -> Iterator[Case]:
             if scales.numel() > 2:
                 scales.view(-1)[1] = float("nan")
             yield Case(f"codes-{name}", "linear.codes", (codes, scales, *rest, dtype))
+    for i, (r, n, groups, width) in enumerate(MANY):
+        for j, kind in enumerate(KINDS):
+            k, dtype = groups * width, FLOATS[1 + (i + j) % 2]
+            name = f"many-{r}-{n}x{groups}x{width}-{kind}-{dtype}"
+            g = random(name)
+            held = random_packed(n, k, groups, kind, g)
+            bias = torch.randn(n, generator=g).to(dtype) if (i + j) % 3 else None
+            rest = (
+                held.weight, held.row_scales, held.group_scales, held.group_offsets, bias,
+                held.bits, k, n,
+            )  # fmt: skip
+            yield Case(
+                f"real-{name}", "linear.real", (torch.randn(r, k, generator=g).to(dtype), *rest)
+            )
     x = torch.randn(7, 48, generator=random("apart")) / 32
     g = random("strided")
     held = random_packed(24, 24, 3, (4, True, True), g)
@@ -190,8 +222,9 @@ def linears() -> Iterator[Case]:
 
 
 def points() -> Iterator[Case]:
-    for i, (lead, n, groups, width) in enumerate(LINEAR):
-        k, dtype = groups * width, FLOATS[i % 3]
+    written = [((r % 16 + 16,), *rest) for r, *rest in MANY]
+    for i, (lead, n, groups, width) in enumerate((*LINEAR, *written)):
+        k, dtype = groups * width, FLOATS[i % 3 if i < len(LINEAR) else 1 + i % 2]
         name = f"points-{lead}-{n}x{groups}x{width}-{dtype}"
         g = random(name)
         codes = torch.randint(0, 256, (n, k), generator=g, dtype=torch.uint8)

@@ -38,12 +38,12 @@ def _rows(call: Call) -> Iterator[Configuration]:
 def _vector(call: Call) -> Iterator[Configuration]:
     from qpass._kernels.gpu import linear_real_vector
 
-    for lines, warps, shares in itertools.product((64, 128, 256, 512), (4, 8, 16), (1, 2, 4)):
+    for outputs, lines, warps, shares, ahead in itertools.product(
+        (8, 16), (64, 128, 256), (4, 8, 16), (1, 2, 4), (False, True)
+    ):
         if lines <= 32 * warps:
-            yield (
-                f"lines {lines} warps {warps} shares {shares}",
-                lambda c, v=(lines, warps, shares): linear_real_vector.run(c, *v),
-            )
+            share = linear_real_vector.Share(outputs, lines, warps, shares, ahead)
+            yield str(share), lambda c, s=share: linear_real_vector.run(c, s)
 
 
 def _matrix(module: Any, call: Call, candidates: Any) -> Iterator[Configuration]:
