@@ -229,7 +229,7 @@ def _quantize(
             captured.program,
             done.program,
             done.plan,
-            lambda entry, weight: codes.take(entry.site) or nearest(entry, weight),
+            lambda entry, parts: codes.take(entry.site) or nearest(entry, parts),
             advance=lambda at, of: advance("quantize", at, of),
             ties=bounds.ties,
         )

@@ -23,9 +23,9 @@ from qpass.calibrate.stream import Stream, as_quantized
 from qpass.calibrate.tokens import token_weights
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
-from qpass.ir import Program, read
+from qpass.ir import Program, pieces, read
 from qpass.plan import Plan, Quantized, Role
-from qpass.rounding import ROUNDINGS, Statistic, Stats
+from qpass.rounding import ROUNDINGS, Statistic, Stats, round_parts
 
 # which model a product's inputs come from while the ones before it are quantized
 Propagate = Literal["quantized", "float"]
@@ -119,14 +119,16 @@ class _Run:
             own = {s for e in entries if e.site not in shared for s in _of_inputs(e)}
             stats = self._measured(value, activation, own) if own else {}
             for matmul, entry in zip(group, entries, strict=True):
-                self._put(entry, self._weight_nk(matmul), shared.get(entry.site, stats))
+                self._put(entry, matmul, shared.get(entry.site, stats))
 
-    def _put(self, entry: Quantized, weight_nk: Tensor, stats: Stats) -> None:
+    def _put(self, entry: Quantized, matmul: Matmul, stats: Stats) -> None:
         method = ROUNDINGS[entry.rounding]
         given = {statistic: stats[statistic] for statistic in _of_inputs(entry)}
         if Statistic.OUTPUT_HESSIAN in method.needs:
             given[Statistic.OUTPUT_HESSIAN] = self._outputs.pop(entry.site)
-        codes = method.round(weight_nk, entry.weight, given)
+        weight, sources = self._program.weights[matmul.use], self._program.sources
+        parts_nk = pieces.along_outputs(weight, sources, matmul.reads)
+        codes = round_parts(method, parts_nk, entry.weight, given)
         self._codes.put(entry.site, codes)
         if self._store is not None and method.needs:
             self._store.write(entry.site, codes)
@@ -218,16 +220,12 @@ class _Run:
         value_nk = codes.dequantize(like)
         return value_nk.mT if self._reads.get(use, 1) == 0 else value_nk
 
-    def _weight_nk(self, matmul: Matmul) -> Tensor:
-        value = self._program.weights[matmul.use].evaluate(self._program.sources)
-        return value if matmul.reads == 1 else value.mT.contiguous()
-
     def _round_tables(self, tables: Mapping[str, Quantized]) -> None:
         for use in find_tables(self._program):
             entry = tables.get(self._program.site(use))
             if entry is not None and entry.site not in self._codes:
-                weight = self._program.weights[use].evaluate(self._program.sources)
-                codes = ROUNDINGS[entry.rounding].round(weight, entry.weight, {})
+                parts = pieces.pieces(self._program.weights[use], self._program.sources)
+                codes = round_parts(ROUNDINGS[entry.rounding], parts, entry.weight, {})
                 self._codes.put(entry.site, codes)
 
 

@@ -99,7 +99,8 @@ def _add(digest: hashlib._Hash, value: object) -> None:
         return
     digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
     plain = value.detach().cpu().contiguous().reshape(-1)
-    digest.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    if plain.numel():
+        digest.update(plain.view(torch.uint8).numpy().data)
 
 
 def _write(path: Path, content: bytes) -> None:

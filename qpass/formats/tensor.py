@@ -5,6 +5,7 @@ Shapes: n rows (what a product writes), k columns (what it sums over), g groups 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -46,6 +47,24 @@ class QuantizedTensor:
             raise BadInput("row scales: they differ, but the spec has one for all rows")
         _check("group scales", self.group_scales_ng, groups, scale_dtype, self.spec.grouped)
         _check("group offsets", self.group_offsets_ng, groups, scale_dtype, offsets)
+
+    @staticmethod
+    def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+        """The rows of all parts, at least one, which share a spec without a common factor."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def rows(of: Callable[[QuantizedTensor], Tensor | None]) -> Tensor | None:
+            found = [value for part in parts if (value := of(part)) is not None]
+            return torch.cat(found) if found else None
+
+        return QuantizedTensor(
+            parts[0].spec,
+            torch.cat([part.codes_nk for part in parts]),
+            torch.cat([part.row_scales_n for part in parts]),
+            rows(lambda part: part.group_scales_ng),
+            rows(lambda part: part.group_offsets_ng),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from qpass.errors import BadInput, expect_instance
 from qpass.hf.pretrained import load_model
 from qpass.targets import checkpoint
 from qpass.targets.checkpoint import SECTION
+from qpass.targets.fixed import described, made_with
 
 # what a model's directory holds beside the model
 _COMPANIONS = (
@@ -40,7 +42,8 @@ def save(model: nn.Module, where: str | Path) -> None:
     """
     expect_instance(nn.Module, "model", model, "a torch.nn.Module")
     where = _path(where)
-    state = model.state_dict()
+    with described():
+        state = model.state_dict()
     config: dict[str, Any] = {SECTION: checkpoint.section(model)}
     files: dict[str, bytes] = {}
     if _is_pretrained(model):
@@ -50,10 +53,11 @@ def save(model: nn.Module, where: str | Path) -> None:
         state = {key: tensor for key, tensor in state.items() if key not in tied}
         aliases = dict[str, str]()
     else:
-        aliases = _aliases(state)
+        aliases = _aliases(model, state)
         config["aliases"] = aliases
     try:
-        checkpoint.write(where, config, _apart(state, aliases), files)
+        stored, make = _apart(state, aliases), functools.partial(made_with, model)
+        checkpoint.write(where, config, stored, files, make=make)
     except OSError as error:
         raise BadInput(f"{where} cannot be written: {error.strerror or error}") from error
 
@@ -152,7 +156,7 @@ def _companions(model: nn.Module) -> dict[str, bytes]:
     return files
 
 
-def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+def _aliases(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
     """For each tensor that is another one again: its name, and that of the one that is stored."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
@@ -160,7 +164,11 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
         tensor = state[name]
         if tensor.numel() == 0:
             continue
+        key: tuple[object, ...]
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.is_meta:
+            path, _, own = name.rpartition(".")
+            key = (id(model.get_submodule(path)), own)
         if first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases
@@ -172,6 +180,9 @@ def _apart(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str,
     found: dict[str, Tensor] = {}
     for name in sorted(state.keys() - aliases.keys()):
         tensor = state[name].detach()
+        if tensor.is_meta:
+            found[name] = tensor
+            continue
         storage = tensor.untyped_storage().data_ptr()
         found[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)

@@ -1,6 +1,6 @@
 """The program that passes read and write, and the only code that touches fx nodes."""
 
-from qpass.ir import edit, read
+from qpass.ir import edit, pieces, read
 from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
 from qpass.ir.run import DIFFERENTIABLE, fresh, last_uses, run_node, run_nodes
@@ -44,6 +44,7 @@ __all__ = [
     "edit",
     "fresh",
     "last_uses",
+    "pieces",
     "read",
     "run_node",
     "run_nodes",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.errors import BadInput
+from qpass.ir import pieces
 from qpass.ir.run import last_uses, run_nodes, widened
 from qpass.ir.weights import Step, Weight
 
@@ -149,15 +150,19 @@ class Program:
                 gradients=gradients,
                 device=device,
                 made=made,
+                instead=self._large if widen and weights is None else None,
             )
             return tuple(load(None, node) for node in self.outputs)
 
     def value(self, node: fx.Node, *, widen: bool = False) -> Tensor:
         """The weight that `node` is a use of, in the type that the graph reads or float64."""
-        value = self.weights[node.name].evaluate(self.sources)
-        if widen or not value.is_floating_point():
-            return value
-        return value.to(cast("Tensor", node.meta["val"]).dtype)
+        weight = self.weights[node.name]
+        if widen:
+            return weight.evaluate(self.sources)
+        return pieces.as_type(weight, self.sources, cast("Tensor", node.meta["val"]).dtype)
+
+    def _large(self, node: fx.Node, load: Callable[[fx.Node], object]) -> object:
+        return pieces.product(node, self.weight, self.sources, load)
 
     def text(self) -> str:
         """A stable print: same graph, same text, on every machine and version."""

@@ -90,10 +90,12 @@ def run_nodes(
     gradients: bool = False,
     device: torch.device | None = None,
     made: Callable[[fx.Node, object], object] = lambda _, value: value,
+    instead: Callable[[fx.Node, Callable[[fx.Node], object]], object] | None = None,
 ) -> None:
     """Run calls in order, each on what `load` finds for it; what nothing later reads is dropped.
 
-    `last` says so for each node. `made` may put something else in the place of what a node makes.
+    `last` says so for each node. `made` may put something else in the place of what a node makes;
+    `instead` may make it in another way, or give None.
     """
     for node in nodes:
         if node.op != "call_function":
@@ -102,7 +104,9 @@ def run_nodes(
         def fetch(of: fx.Node, node: fx.Node = node) -> object:
             return load(node, of)
 
-        value = run_node(node, fetch, widen=widen, gradients=gradients, device=device)
+        value = None if instead is None else instead(node, fetch)
+        if value is None:
+            value = run_node(node, fetch, widen=widen, gradients=gradients, device=device)
         values[node] = made(node, value)
         for dead in last.get(node, ()):
             values.pop(dead, None)

@@ -88,13 +88,23 @@ class Weight:
 
     def evaluate(self, sources: Mapping[str, Tensor]) -> Tensor:
         """The value, on the CPU: float64 if floating, as stored otherwise; may alias the source."""
-        value = None if self.source is None else _reached(sources[self.source].detach())
-        if value is not None and value.is_floating_point():
-            value = value.double()
+        if self.source is not None:
+            return self.changed(self.stored(sources), sources)
+        if not self.steps:
+            raise ContractBroken("a weight without a source needs a step that makes it")
+        first, *others = self.steps
+        return Weight(None, tuple(others)).changed(first.apply(None, sources), sources)
+
+    def stored(self, sources: Mapping[str, Tensor]) -> Tensor:
+        """The tensor that the steps start from, on the CPU."""
+        assert self.source is not None
+        return _reached(sources[self.source].detach())
+
+    def changed(self, value: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
+        """What the steps make of `value`, the stored tensor or some of its rows."""
+        value = value.double() if value.is_floating_point() else value
         for step in self.steps:
             value = step.apply(value, sources)
-        if value is None:
-            raise ContractBroken("a weight without a source needs a step that makes it")
         return value
 
 

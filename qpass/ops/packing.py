@@ -13,6 +13,8 @@ u8 x s8 dot products want; the kernels take the raise off again through the sum 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -23,6 +25,8 @@ from qpass.errors import BadInput
 
 ROWS = 16
 LINE = 64
+# codes that are laid out together: the steps in between take several times their memory
+SOME = 2**24
 # longest group whose sums of products of two signed 8-bit codes surely fit int32
 LONGEST_GROUP = 2**17
 
@@ -98,6 +102,8 @@ def pack(codes: Tensor, bits: int, groups: int = 1) -> Tensor:
     """Lay out codes `[N, K]` (int8 for signed, uint8 for unsigned) as lines, uint8 `[B, L, 64]`."""
     n, k = codes.shape
     width = group_width(k, groups)
+    if n * k > SOME and n > ROWS:
+        return _filled(-(-n // ROWS), (pack(p, bits, groups) for p in codes.split(_some_rows(k))))
     step = columns_per_line(bits)
     raised = codes.to(torch.int16) + stored_zero(bits, codes.dtype is not torch.uint8)
     if codes.numel() and not 0 <= int(raised.min()) <= int(raised.max()) < 2**bits:
@@ -116,6 +122,13 @@ def unpack(
     """The codes `[N, K]` that `pack` was given: int8 if signed, else uint8."""
     n, k = shape
     width = group_width(k, groups)
+    if n * k > SOME and n > ROWS:
+        rows = _some_rows(k)
+        parts = (
+            unpack(part, bits, (min(rows, n - at * rows), k), groups, signed=signed)
+            for at, part in enumerate(packed.split(rows // ROWS))
+        )
+        return _filled(n, parts)
     step = columns_per_line(bits)
     bytes_ = packed.reshape(packed.shape[0], packed.shape[1], ROWS, 4).transpose(1, 2)
     halves = bytes_ if bits == 8 else torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2)
@@ -124,6 +137,22 @@ def unpack(
     if not signed:
         return raised.contiguous()
     return (raised.to(torch.int16) - stored_zero(bits, signed)).to(torch.int8)
+
+
+def _some_rows(k: int) -> int:
+    """So many rows of `k` columns, in whole blocks, are laid out together."""
+    return max(1, SOME // k // ROWS) * ROWS
+
+
+def _filled(length: int, parts: Iterator[Tensor]) -> Tensor:
+    """The parts one behind the other, where only one of them is in memory beside the whole."""
+    first = next(parts)
+    made = first.new_empty(length, *first.shape[1:])
+    start = 0
+    for part in itertools.chain((first,), parts):
+        made[start : start + len(part)] = part
+        start += len(part)
+    return made
 
 
 def group_width(k: int, groups: int) -> int:

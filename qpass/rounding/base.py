@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
@@ -48,6 +49,20 @@ ROUNDINGS: Registry[Rounding] = Registry("rounding", "qpass.rounding")
 def without_data(rounding: str) -> str:
     """What stands in for a rounding where nothing was measured: itself if it needs nothing."""
     return "nearest" if ROUNDINGS[rounding].needs else rounding
+
+
+def round_parts(
+    method: Rounding, parts_nk: Iterable[Tensor], spec: QuantSpec, stats: Stats
+) -> QuantizedTensor:
+    """Quantize a weight that is given some rows after the other.
+
+    They are rounded as they come where no row depends on the others.
+    """
+    shared = spec.block == "tensor" or spec.tensor_scale
+    if shared or Statistic.OUTPUT_HESSIAN in method.needs:
+        every = list(parts_nk)
+        return method.round(every[0] if len(every) == 1 else torch.cat(every), spec, stats)
+    return QuantizedTensor.joined([method.round(part, spec, stats) for part in parts_nk])
 
 
 def check_weight(weight_nk: Tensor, spec: QuantSpec) -> None:

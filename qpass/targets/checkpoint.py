@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qpass.errors import BadInput
@@ -21,13 +21,12 @@ from qpass.targets.blank import Form, describe, finish, float_type, place
 from qpass.targets.changes import read_doors, write_doors
 from qpass.targets.guard import install
 from qpass.targets.record import FORMAT_VERSION, Record, record_of, set_record
+from qpass.targets.shards import INDEX, WEIGHTS, Make, write_shards
 from qpass.targets.ties import untie
 
 METHOD = "qpass"
 SECTION = "quantization_config"
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # large enough that few models are split, small enough for every file system
 SHARD_BYTES = 5 * 10**9
 
@@ -112,16 +111,22 @@ def complete(
     install(model, record.doors, record.touched)
 
 
+def _unmade(name: str) -> Mapping[str, Tensor]:
+    raise BadInput(f"{name}: is on the meta device and holds no values; load the model first")
+
+
 def write(
     where: Path,
     config: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     files: Mapping[str, bytes],
     shard_bytes: int = SHARD_BYTES,
+    make: Make = _unmade,
 ) -> None:
     """Write a checkpoint to `where` as a whole: until it is complete, what was there stays.
 
-    A directory that holds anything but an earlier checkpoint is refused.
+    Tensors on the meta device are those that `make` makes. A directory that holds anything but an
+    earlier checkpoint is refused.
     """
     check_room(where)
     where.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +135,7 @@ def write(
         fresh.chmod(0o755)
         for name, content in files.items():
             (fresh / name).write_bytes(content)
-        _write_tensors(fresh, tensors, shard_bytes)
+        write_shards(fresh, tensors, shard_bytes, make)
         names = sorted([*(path.name for path in fresh.iterdir()), CONFIG])
         table = {**cast("Table", config[SECTION]), "files": names}
         text = json.dumps({**config, SECTION: table}, indent=2, sort_keys=True, ensure_ascii=False)
@@ -207,32 +212,6 @@ def _added(
                 f"the checkpoint has {path}, the model has no {owner}; is it another model?"
             ) from error
         yield module, name, torch.empty(shape, dtype=float_type(dtype), device="meta")
-
-
-def _write_tensors(where: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    # one entry only: their order in the file is not fixed
-    about = {"format": "pt"}
-    if len(shards) == 1:
-        save_file(shards[0], where / WEIGHTS, about)
-        return
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, where / name, about)
-        weight_map |= dict.fromkeys(shard, name)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    text = json.dumps(index, indent=2, sort_keys=True)
-    (where / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
 def _exchange(fresh: Path, where: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -12,6 +14,29 @@ from torch import Tensor, nn
 from qpass.errors import BadInput
 from qpass.runtime import gpu, native
 from qpass.targets.tensors import Shapes
+
+# whether state dicts are asked what tensors are like, and not for their values
+_DESCRIBED = ContextVar("described", default=False)
+
+
+@contextmanager
+def described() -> Generator[None]:
+    """While open, state dicts have empty tensors on the meta device for those that are made."""
+    token = _DESCRIBED.set(True)
+    try:
+        yield
+    finally:
+        _DESCRIBED.reset(token)
+
+
+def made_with(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensor of a state dict that is only described, with those that its module makes too."""
+    path = name.rpartition(".")[0]
+    module = model.get_submodule(path)
+    if not isinstance(module, Quantized):
+        raise BadInput(f"{name}: is on the meta device and holds no values; load the model first")
+    prefix = f"{path}." if path else ""
+    return {prefix + own: tensor for own, tensor in module.canonical().items()}
 
 
 class Fixed(nn.Module):
@@ -63,7 +88,13 @@ class Quantized(Fixed, abc.ABC):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        for name, tensor in self.canonical().items():
+        if _DESCRIBED.get():
+            made = {
+                n: torch.empty(s, dtype=d, device="meta") for n, (s, d) in self.expected().items()
+            }
+        else:
+            made = self.canonical()
+        for name, tensor in made.items():
             destination[prefix + name] = tensor
 
     def _load_from_state_dict(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -14,18 +14,18 @@ from torch import Tensor, fx, nn
 from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.errors import Unsupported
 from qpass.formats import QuantizedTensor, wide
-from qpass.ir import Note, Owner, Program, Weight, read
+from qpass.ir import Note, Owner, Program, Weight, pieces, read
 from qpass.plan import Plan, Quantized
 from qpass.quantize.containers import REFERENCE, by_reference, hold, stored_as, unreadable
 from qpass.rotations import Transform
-from qpass.rounding import ROUNDINGS
+from qpass.rounding import ROUNDINGS, round_parts
 from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
 from qpass.targets.replaceable import refusals
 from qpass.targets.stored import stored_axis
 from qpass.transform.turn import SignsOf, turn_of
 
-# makes codes of a float64 weight [N, K]
-Encode = Callable[[Quantized, Tensor], QuantizedTensor]
+# makes codes of a float64 weight [N, K], given some rows after the other
+Encode = Callable[[Quantized, Iterable[Tensor]], QuantizedTensor]
 # told how many of a number of layers are made
 Advance = Callable[[int, int], None]
 
@@ -34,9 +34,9 @@ def unseen(made: int, total: int) -> None:
     """Nobody is told."""
 
 
-def nearest(entry: Quantized, weight_nk: Tensor) -> QuantizedTensor:
+def nearest(entry: Quantized, parts_nk: Iterable[Tensor]) -> QuantizedTensor:
     """Codes by the entry's own rounding, where that needs no statistics."""
-    return ROUNDINGS[entry.rounding].round(weight_nk, entry.weight, {})
+    return round_parts(ROUNDINGS[entry.rounding], parts_nk, entry.weight, {})
 
 
 def build_layers(
@@ -140,20 +140,19 @@ def _layer(
     transposed = stored_axis(owner, wanted.reads) == 0
     if isinstance(module, RotatedLinear):
         transform, transposed = module.online.transform, module.transposed
-    value = wanted.weight.evaluate(after.sources)
-    value_nk = value if wanted.reads == 1 else value.mT.contiguous()
     bias = None if wanted.bias is None else wanted.bias.evaluate(after.sources)
     if wanted.entry is None:
         assert transform is not None
+        value = wanted.weight.evaluate(after.sources)
         return RotatedLinear(
-            value_nk.to(stored.dtype),
+            (value if wanted.reads == 1 else value.mT.contiguous()).to(stored.dtype),
             None if bias is None else bias.to(stored.dtype),
             transform=transform,
             transposed=transposed,
             requires_grad=stored.requires_grad,
         )
     entry = wanted.entry
-    codes = encode(entry, value_nk)
+    codes = encode(entry, pieces.along_outputs(wanted.weight, after.sources, wanted.reads))
     if wanted.table:
         return _embedding(module, owner, codes, stored.dtype)
     rows = entry.activation
@@ -168,7 +167,7 @@ def _layer(
         activation=None if kernel else rows,
         transform=transform,
         transposed=transposed,
-        spec=stored_as(entry.weight, value_nk.shape[1]),
+        spec=stored_as(entry.weight, codes.shape[1]),
     )
 
 

@@ -181,7 +181,7 @@ def test_an_interrupted_save_leaves_the_old_artifact(plain, monkeypatch) -> None
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "write_shards", fail)
     with pytest.raises(KeyboardInterrupt):
         save(model, where)
     assert files(where) == before
