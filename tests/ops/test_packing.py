@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpass.errors import BadInput
+from qpass.ops import packing
 from qpass.ops.bits import from_bits, to_bits
 from qpass.ops.packing import pack, pack_linear, tile, unpack, untile
 
@@ -31,6 +32,19 @@ def test_codes_come_back(n: int, width: int, groups: int, kind: tuple[int, bool]
     assert packed.shape[0] == -(-n // 16)
     assert packed.shape[2] == 64
     assert torch.equal(unpack(packed, bits, codes.shape, groups, signed=signed), codes)
+
+
+@pytest.mark.parametrize("kind", [(8, True), (4, True), (4, False)])
+@pytest.mark.parametrize("n", [15, 16, 33, 100])
+def test_a_few_rows_at_a_time_are_laid_out_alike(
+    n: int, kind: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits, signed = kind
+    codes = random_codes(n, 24, bits, signed)
+    want = pack(codes, bits, 2)
+    monkeypatch.setattr(packing, "SOME", 24 * 20)
+    assert torch.equal(pack(codes, bits, 2), want)
+    assert torch.equal(unpack(want, bits, codes.shape, 2, signed=signed), codes)
 
 
 def test_the_first_line_is_as_documented() -> None:
