@@ -15,7 +15,7 @@ from typing import TypeVar, final
 
 from qpass.analyze import Region, Role, by_name, find_matmuls, rotatable_regions
 from qpass.analyze.regions import name_of, use_names
-from qpass.calibrate.gradients import importance
+from qpass.calibrate import gradients
 from qpass.ir import Note
 from qpass.plan import Online, Paired, Plan, Rotated
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
@@ -105,7 +105,7 @@ def _costs(task: Task, plans: Mapping[str, Plan], name: str) -> dict[str, Mappin
     """What the errors of each site cost under each plan."""
     learning, _ = split(task.batches)
     products = {m.node for m in find_matmuls(task.program)}
-    costs = importance(task.program, products, learning, task.plan.recipe.seed)
+    costs = gradients.costs(task.program, products, {}, learning, task.plan.recipe.seed).rows
     errors = SiteErrors(
         task.program,
         task.folded,
