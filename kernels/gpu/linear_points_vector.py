@@ -104,8 +104,9 @@ def run(call: Call, outputs: int = OUTPUTS, runs: int = RUNS, warps: int = WARPS
 def _accepts(call: Call) -> str | None:
     if (why := refuse_points(call)) is not None:
         return why
-    rows = rows_of(call["x"])
-    return f"{rows} rows, and this one is for up to {MOST_ROWS}" if rows > MOST_ROWS else None
+    if (rows := rows_of(call["x"])) > MOST_ROWS:
+        return f"{rows} rows, and this one is for up to {MOST_ROWS}"
+    return None
 
 
 def _launch(call: Call) -> Tensor:

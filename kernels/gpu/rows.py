@@ -8,11 +8,20 @@ order: then a code next to a tie may be one off.
 
 # n columns: B blocks of m x P, of which a program reads MB x P at a time; R rows of activations
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from qpass.ops.quantize import SMALLEST_ROW
+from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
+from qpass._kernels.gpu.weights import flat
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
@@ -24,11 +33,6 @@ FEW_VALUES = 4096
 LARGEST_FACTOR = 256
 # slices of a factor, as narrow as a product of matrices may be
 SLICE = 16
-# above it lies what is no number
-INFINITY_BITS = tl.constexpr(0x7F800000)
-# adding it to a small float32 rounds to an integer, ties to even, whose low bits are the last
-TO_INTEGER = tl.constexpr(12582912.0)
-SMALLEST = tl.constexpr(SMALLEST_ROW)
 
 FLOATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -101,28 +105,16 @@ def rows_kernel(
     if BITS == 0:
         tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=held)
     else:
-        # as integers magnitudes keep their order, and what is no number is the largest
-        bits = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        bits = magnitudes(y)
         largest = tl.max(bits, axis=1) if M == 1 else tl.max(tl.max(bits, axis=2), axis=0)
-        finite = largest < INFINITY_BITS
-        largest = largest.to(tl.float32, bitcast=True)
-        counts = finite & (largest >= SMALLEST)
-        top: tl.constexpr = 2 ** (BITS - 1) - 1.0
-        safe = tl.where(counts, largest, 1.0)
-        to_codes = tl.div_rn(tl.full(safe.shape, top, tl.float32), safe)
-        row_scales = tl.div_rn(safe, tl.full(safe.shape, top, tl.float32))
-        row_scales = tl.where(counts, row_scales, tl.where(finite, 0.0, float("nan")))
-        # no code leaves its range: the largest magnitude times `to_codes` rounds to `top`
-        kept = tl.where(counts, 255, 0)
+        found, to_codes, kept = row_scales(largest, BITS)
         if M == 1:
-            shifted = y * to_codes[:, None] + TO_INTEGER
-            codes = shifted.to(tl.int32, bitcast=True) & kept[:, None]
+            codes = row_codes(y, to_codes[:, None], kept[:, None])
         else:
-            shifted = y * to_codes[None, :, None] + TO_INTEGER
-            codes = shifted.to(tl.int32, bitcast=True) & kept[None, :, None]
-        tl.store(out_ptr + place, codes.to(tl.int8), mask=held)
+            codes = row_codes(y, to_codes[None, :, None], kept[None, :, None])
+        tl.store(out_ptr + place, codes, mask=held)
         row = first + tl.arange(0, R)
-        tl.store(scales_ptr + row, row_scales, mask=row < rows)
+        tl.store(scales_ptr + row, found, mask=row < rows)
 
 
 def _tile(blocks: int, m: int, power: int) -> dict[str, int]:
@@ -201,35 +193,45 @@ def _accepts(call: Call) -> str | None:
     return None
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A call as kernels for rows take it: rows `[r, n]`, results to fill, 0 bits for floats."""
+
+    rows: Tensor
+    bits: int
+    out: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def of(call: Call) -> Task:
+        x = call["x"]
+        bits = call["bits"] if call.operator == "quantize_rows" else 0
+        out = torch.empty(x.shape, dtype=torch.int8 if bits else x.dtype, device=x.device)
+        shape = (*x.shape[:-1], 1) if bits else (0,)
+        return Task(flat(x), bits, out, x.new_empty(shape, dtype=torch.float32))
+
+    @property
+    def result(self) -> Tensor | tuple[Tensor, Tensor]:
+        return (self.out, self.scales) if self.bits else self.out
+
+
 def _launch(call: Call):
-    x, signs, factor = call["x"], call["signs"], call["factor"]
-    bits = call["bits"] if call.operator == "quantize_rows" else 0
-    n, _, power = geometry(call)
-    rows_rn = x.reshape(-1, n)
-    if rows_rn.stride(-1) != 1:
-        rows_rn = rows_rn.contiguous()
-    out = torch.empty(x.shape, dtype=torch.int8 if bits else x.dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], 1) if bits else (0,), dtype=torch.float32, device=x.device)
-    rows = rows_rn.shape[0]
+    task, (n, m, power) = Task.of(call), geometry(call)
+    rows, factor = task.rows.shape[0], call["factor"]
     if rows:
-        run(rows_rn, signs, factor, power, out, scales, bits, call.target)
-    return (out, scales) if bits else out
-
-
-def run(rows_rn, signs, factor, power, out, scales, bits, target: Target) -> None:
-    """Launch the kernel on rows `[r, n]`, into an output of their order."""
-    rows, n = rows_rn.shape
-    m = 1 if factor is None else factor.shape[0]
-    # rows that are not rotated are one block, of which some places are empty
-    power = triton.next_power_of_2(n) if factor is None else power
-    blocks = 1 if factor is None else n // (m * power)
-    tile = _tile(blocks, m, power)
-    rows_kernel[(triton.cdiv(rows, tile["R"]),)](
-        rows_rn, signs, factor, out, scales,
-        rows, rows_rn.stride(0), n, m, blocks, power**-0.5,
-        ROTATE=factor is not None, BITS=bits, **tile, PRECISION=_precision(tile, target),
-        num_warps=_warps(tile, target), num_stages=1, enable_fp_fusion=False,
-    )  # fmt: skip
+        # rows that are not rotated are one block, of which some places are empty
+        power = triton.next_power_of_2(n) if factor is None else power
+        blocks = 1 if factor is None else n // (m * power)
+        tile = _tile(blocks, m, power)
+        rows_kernel[(triton.cdiv(rows, tile["R"]),)](
+            task.rows, call["signs"], factor, task.out, task.scales,
+            rows, task.rows.stride(0), n, m, blocks, power**-0.5,
+            ROTATE=factor is not None, BITS=task.bits, **tile,
+            PRECISION=_precision(tile, call.target),
+            num_warps=_warps(tile, call.target), num_stages=1, enable_fp_fusion=False,
+        )  # fmt: skip
+    return task.result
 
 
 def _precision(tile: dict[str, int], target: Target) -> str:
@@ -260,7 +262,7 @@ def _example(operator: str, n: int, m: int, power: int, bits: int, target: Targe
     return Call.of(operator, (x, bits, *rest) if bits else (x, *rest), target)
 
 
-def _builds(operator: str, bits: tuple[int, ...], target: Target) -> list[Build]:
+def _builds(operator: str, bits: tuple[int, ...], target: Target) -> Sequence[Build]:
     found: list[Build] = []
     for n, m, power in SHAPES:
         blocks = n // (m * power)
@@ -291,23 +293,29 @@ def _builds(operator: str, bits: tuple[int, ...], target: Target) -> list[Build]
     return found
 
 
-KERNELS.add(
-    Kernel(
-        name="hadamard_rows",
-        operator="hadamard",
-        accepts=_accepts,
-        launch=_launch,
-        cost=rows_cost,
-        builds=lambda target: _builds("hadamard", (0,), target),
-    )
-)
-KERNELS.add(
-    Kernel(
-        name="quantize_rows",
-        operator="quantize_rows",
-        accepts=_accepts,
-        launch=_launch,
-        cost=rows_cost,
-        builds=lambda target: _builds("quantize_rows", (8, 4), target),
-    )
-)
+def register(
+    suffix: str,
+    accepts: Callable[[Call], str | None],
+    launch: Callable[[Call], Any],
+    builds: Callable[[str, tuple[int, ...], Target], Sequence[Build] | str],
+    preference: int = 0,
+) -> None:
+    """Let one launch serve both operators on rows; `builds` takes the operator and its bits."""
+    for operator, name, bits in (
+        ("hadamard", "hadamard", (0,)),
+        ("quantize_rows", "quantize_rows", (8, 4)),
+    ):
+        KERNELS.add(
+            Kernel(
+                name=f"{name}_{suffix}",
+                operator=operator,
+                accepts=accepts,
+                launch=launch,
+                cost=rows_cost,
+                builds=functools.partial(builds, operator, bits),
+                preference=preference,
+            )
+        )
+
+
+register("butterflies", _accepts, _launch, _builds)

@@ -16,17 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
+from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
 from qpass._kernels.gpu.rows import (
-    INFINITY_BITS,
     LARGEST_FACTOR,
-    SMALLEST,
-    TO_INTEGER,
+    Task,
     geometry,
     refused,
+    register,
     rows_cost,
     sylvester,
 )
-from qpass.runtime.gpu import KERNELS, Build, Call, Kernel
+from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
 VALUES = 8192
@@ -106,22 +106,11 @@ def rows_factor_kernel(
     if BITS == 0:
         tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=held)
     else:
-        # as integers magnitudes keep their order, and what is no number is the largest
-        bits = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        most = tl.max(tl.max(bits, axis=2), axis=0)
-        finite = most < INFINITY_BITS
-        most = most.to(tl.float32, bitcast=True)
-        counts = finite & (most >= SMALLEST)
-        top: tl.constexpr = 2 ** (BITS - 1) - 1.0
-        safe = tl.where(counts, most, 1.0)
-        to_codes = tl.div_rn(tl.full(safe.shape, top, tl.float32), safe)
-        row_scales = tl.div_rn(safe, tl.full(safe.shape, top, tl.float32))
-        row_scales = tl.where(counts, row_scales, tl.where(finite, 0.0, float("nan")))
-        codes = (y * to_codes[None, :, None] + TO_INTEGER).to(tl.int32, bitcast=True)
-        codes &= tl.where(counts, 255, 0)[None, :, None]
-        tl.store(out_ptr + place, codes.to(tl.int8), mask=held)
+        found, to_codes, kept = row_scales(tl.max(tl.max(magnitudes(y), axis=2), axis=0), BITS)
+        codes = row_codes(y, to_codes[None, :, None], kept[None, :, None])
+        tl.store(out_ptr + place, codes, mask=held)
         row = first + tl.arange(0, R)
-        tl.store(scales_ptr + row, row_scales, mask=row < rows)
+        tl.store(scales_ptr + row, found, mask=row < rows)
 
 
 def _tile(blocks: int, m: int, power: int) -> dict[str, int]:
@@ -160,37 +149,31 @@ def _warps(tile: dict[str, int], target: Target) -> int:
 
 
 def _launch(call: Call):
-    x, signs, factor = call["x"], call["signs"], call["factor"]
-    bits = call["bits"] if call.operator == "quantize_rows" else 0
-    n, m, power = geometry(call)
-    rows_rn = x.reshape(-1, n)
-    if rows_rn.stride(-1) != 1:
-        rows_rn = rows_rn.contiguous()
-    rows = rows_rn.shape[0]
-    out = torch.empty(x.shape, dtype=torch.int8 if bits else x.dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], 1) if bits else (0,), dtype=torch.float32, device=x.device)
+    task, (n, m, power) = Task.of(call), geometry(call)
+    rows, x = task.rows.shape[0], task.rows
     tile = _tile(n // (m * power), m, power)
     order = tile["M"]
-    parts = torch.empty((3, order, order), dtype=x.dtype, device=x.device)
+    parts = x.new_empty((3, order, order))
     splits = order // SLICE
-    about = torch.empty(1 + splits, dtype=torch.float32, device=x.device)
+    about = x.new_empty(1 + splits, dtype=torch.float32)
     if rows:
-        split_factor[(splits,)](factor, parts, about, m, M=order, ROWS=SLICE, num_warps=4)
+        split_factor[(splits,)](call["factor"], parts, about, m, M=order, ROWS=SLICE, num_warps=4)
         rows_factor_kernel[(triton.cdiv(rows, tile["R"]),)](
-            rows_rn, signs, parts, about, out, scales,
-            rows, rows_rn.stride(0), n, m, n // (m * power), power**-0.5,
-            BITS=bits, **tile, SLICE=SLICE, SPLITS=splits,
+            x, call["signs"], parts, about, task.out, task.scales,
+            rows, x.stride(0), n, m, n // (m * power), power**-0.5,
+            BITS=task.bits, **tile, SLICE=SLICE, SPLITS=splits,
             num_warps=_warps(tile, call.target), num_stages=1, enable_fp_fusion=False,
         )  # fmt: skip
-    return (out, scales) if bits else out
+    return task.result
 
 
 SHAPES = ((14336, 28, 512), (3072, 12, 256), (11008, 172, 64))
 ROWS = 4096
 
 
-def _builds(operator: str, bits: int, target: Target) -> Sequence[Build]:
+def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[Build]:
     found: list[Build] = []
+    bits = widths[0]
     for n, m, power in SHAPES:
         tile = _tile(n // (m * power), m, power)
         x = torch.empty(ROWS, n, dtype=torch.bfloat16, device="meta")
@@ -219,25 +202,4 @@ def _builds(operator: str, bits: int, target: Target) -> Sequence[Build]:
     return found
 
 
-KERNELS.add(
-    Kernel(
-        name="hadamard_factor",
-        operator="hadamard",
-        accepts=_accepts,
-        launch=_launch,
-        cost=rows_cost,
-        builds=lambda target: _builds("hadamard", 0, target),
-        preference=10,
-    )
-)
-KERNELS.add(
-    Kernel(
-        name="quantize_rows_factor",
-        operator="quantize_rows",
-        accepts=_accepts,
-        launch=_launch,
-        cost=rows_cost,
-        builds=lambda target: _builds("quantize_rows", 8, target),
-        preference=10,
-    )
-)
+register("factor", _accepts, _launch, _builds, preference=10)

@@ -16,16 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from qpass._kernels.gpu.rows import (
-    INFINITY_BITS,
-    SMALLEST,
-    TO_INTEGER,
-    butterfly,
-    geometry,
-    refused,
-    rows_cost,
-)
-from qpass.runtime.gpu import KERNELS, Build, Call, Kernel
+from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
+from qpass._kernels.gpu.rows import Task, butterfly, geometry, refused, register, rows_cost
+from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
 INNER = 128
@@ -82,21 +75,11 @@ def rows_tensor_kernel(
             y = tl.reshape(y, (R * B * A, 128)).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + place, y, mask=held)
         else:
-            # as integers magnitudes keep their order, and what is no number is the largest
-            largest = tl.max(y.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-            finite = largest < INFINITY_BITS
-            largest = largest.to(tl.float32, bitcast=True)
-            counts = finite & (largest >= SMALLEST)
-            top: tl.constexpr = 2 ** (BITS - 1) - 1.0
-            safe = tl.where(counts, largest, 1.0)
-            to_codes = tl.div_rn(tl.full(safe.shape, top, tl.float32), safe)
-            row_scales = tl.div_rn(safe, tl.full(safe.shape, top, tl.float32))
-            row_scales = tl.where(counts, row_scales, tl.where(finite, 0.0, float("nan")))
-            codes = (y * to_codes[:, None] + TO_INTEGER).to(tl.int32, bitcast=True)
-            codes &= tl.where(counts, 255, 0)[:, None]
-            tl.store(out_ptr + place, tl.reshape(codes.to(tl.int8), (R * B * A, 128)), mask=held)
+            found, to_codes, kept = row_scales(tl.max(magnitudes(y), axis=1), BITS)
+            codes = row_codes(y, to_codes[:, None], kept[:, None])
+            tl.store(out_ptr + place, tl.reshape(codes, (R * B * A, 128)), mask=held)
             row = turn * R + tl.arange(0, R)
-            tl.store(scales_ptr + row, row_scales, mask=row < rows)
+            tl.store(scales_ptr + row, found, mask=row < rows)
 
 
 def _tile(blocks: int, power: int) -> dict[str, int]:
@@ -146,32 +129,26 @@ RESIDENT = 2
 
 def run(call: Call, stages: int = STAGES, resident: int = RESIDENT):
     """Serve a call with a given configuration."""
-    x, signs, factor = call["x"], call["signs"], call["factor"]
-    bits = call["bits"] if call.operator == "quantize_rows" else 0
-    n, _, power = geometry(call)
-    rows_rn = x.reshape(-1, n)
-    if rows_rn.stride(-1) != 1:
-        rows_rn = rows_rn.contiguous()
-    rows = rows_rn.shape[0]
-    out = torch.empty(x.shape, dtype=torch.int8 if bits else x.dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], 1) if bits else (0,), dtype=torch.float32, device=x.device)
+    task, (n, _, power) = Task.of(call), geometry(call)
+    rows = task.rows.shape[0]
     tile = _tile(n // power, power)
     programs = min(triton.cdiv(rows, tile["R"]), resident * call.target.multiprocessors)
     rows_tensor_kernel[(programs,)](
-        rows_rn, signs, factor, out, scales,
-        rows, rows_rn.stride(0), n, n // power, power**-0.5,
-        BITS=bits, **tile, STAGES=stages,
+        task.rows, call["signs"], call["factor"], task.out, task.scales,
+        rows, task.rows.stride(0), n, n // power, power**-0.5,
+        BITS=task.bits, **tile, STAGES=stages,
         num_warps=warps(tile, call.target), enable_fp_fusion=False,
     )  # fmt: skip
-    return (out, scales) if bits else out
+    return task.result
 
 
 SHAPES = ((8192, 8192), (16384, 16384))
 ROWS = 4096
 
 
-def _builds(operator: str, bits: int, target: Target) -> Sequence[Build]:
+def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[Build]:
     found: list[Build] = []
+    bits = widths[0]
     for n, power in SHAPES:
         tile = _tile(n // power, power)
         x = torch.empty(ROWS, n, dtype=torch.bfloat16, device="meta")
@@ -200,25 +177,4 @@ def _builds(operator: str, bits: int, target: Target) -> Sequence[Build]:
     return found
 
 
-KERNELS.add(
-    Kernel(
-        name="hadamard_tensor",
-        operator="hadamard",
-        accepts=_accepts,
-        launch=run,
-        cost=rows_cost,
-        builds=lambda target: _builds("hadamard", 0, target),
-        preference=10,
-    )
-)
-KERNELS.add(
-    Kernel(
-        name="quantize_rows_tensor",
-        operator="quantize_rows",
-        accepts=_accepts,
-        launch=run,
-        cost=rows_cost,
-        builds=lambda target: _builds("quantize_rows", 8, target),
-        preference=10,
-    )
-)
+register("tensor", _accepts, run, _builds, preference=10)

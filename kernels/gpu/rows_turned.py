@@ -17,10 +17,9 @@ import triton
 import triton.language as tl
 
 from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
-from qpass._kernels.gpu.rows import geometry, refused, rows_cost
+from qpass._kernels.gpu.rows import Task, geometry, refused, register, rows_cost
 from qpass._kernels.gpu.rows_tensor import INNER, TYPES, hadamard_matrix
-from qpass._kernels.gpu.weights import flat
-from qpass.runtime.gpu import KERNELS, Build, Call, Kernel
+from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
 # columns of the product
@@ -112,20 +111,16 @@ def _accepts(call: Call) -> str | None:
 
 def run(call: Call, stages: int = STAGES, resident: int = RESIDENT):
     """Serve a call with a given configuration."""
-    x, signs, factor = call["x"], call["signs"], call["factor"]
-    bits = call["bits"] if call.operator == "quantize_rows" else 0
-    n = x.shape[-1]
-    rows_rn = flat(x)
-    rows = rows_rn.shape[0]
-    out = torch.empty(x.shape, dtype=torch.int8 if bits else x.dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], 1) if bits else (0,), dtype=torch.float32, device=x.device)
+    task = Task.of(call)
+    rows, n = task.rows.shape
     tile = _tile(n)
     programs = min(triton.cdiv(rows, tile["R"]), resident * call.target.multiprocessors)
     rows_turned_kernel[(programs,)](
-        rows_rn, signs, factor, out, scales, rows, rows_rn.stride(0), n, n**-0.5,
-        BITS=bits, **tile, STAGES=stages, num_warps=WARPS,
+        task.rows, call["signs"], call["factor"], task.out, task.scales,
+        rows, task.rows.stride(0), n, n**-0.5,
+        BITS=task.bits, **tile, STAGES=stages, num_warps=WARPS,
     )  # fmt: skip
-    return (out, scales) if bits else out
+    return task.result
 
 
 def _tile(n: int) -> dict[str, int]:
@@ -137,10 +132,11 @@ SHAPES = (4096, 1024, 256)
 ROWS = 4096
 
 
-def _builds(operator: str, bits: int, target: Target) -> Sequence[Build] | str:
+def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[Build] | str:
     if target.backend != "cuda":
         return "its products give columns to threads in another order"
     found: list[Build] = []
+    bits = widths[0]
     for n in SHAPES:
         tile = _tile(n)
         x = torch.empty(ROWS, n, dtype=torch.bfloat16, device="meta")
@@ -167,25 +163,4 @@ def _builds(operator: str, bits: int, target: Target) -> Sequence[Build] | str:
     return found
 
 
-KERNELS.add(
-    Kernel(
-        name="hadamard_turned",
-        operator="hadamard",
-        accepts=_accepts,
-        launch=run,
-        cost=rows_cost,
-        builds=lambda target: _builds("hadamard", 0, target),
-        preference=20,
-    )
-)
-KERNELS.add(
-    Kernel(
-        name="quantize_rows_turned",
-        operator="quantize_rows",
-        accepts=_accepts,
-        launch=run,
-        cost=rows_cost,
-        builds=lambda target: _builds("quantize_rows", 8, target),
-        preference=20,
-    )
-)
+register("turned", _accepts, run, _builds, preference=20)

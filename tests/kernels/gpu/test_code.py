@@ -33,7 +33,7 @@ def moved(build: Build, found: Compiled, instruction: str) -> int:
 
 
 def test_rotated_rows_are_read_once_and_written_once() -> None:
-    one = build("quantize_rows", "4096 = 1 x 1 x 4096, int8")
+    one = build("quantize_rows_butterflies", "4096 = 1 x 1 x 4096, int8")
     found = compile_build(one, ON)
     # 16-bit activations and float32 signs, in code without loops
     assert moved(one, found, "LDG") == 4096 * (2 + 4)
@@ -59,7 +59,7 @@ CODE = Compiled(64, 0, 1024, collections.Counter(), "IMMA.16832.S8.S8 R1, R2")
 
 
 def test_guards_notice() -> None:
-    plain = dataclasses.replace(build("quantize_rows", "4096"), mma="int8")
+    plain = dataclasses.replace(build("quantize_rows_butterflies", "4096"), mma="int8")
     assert guard(plain, CODE, ON) is None
     spilled = guard(plain, dataclasses.replace(CODE, spills=2), ON)
     assert spilled is not None
