@@ -27,6 +27,7 @@ from qpass.plan import Capability, Declined, Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.plan.chooser import Task, expect_data, improved
 from qpass.plan.fits import expect_fits
+from qpass.plan.refiner import Refining, expect_refinable, refined
 from qpass.quantize.errors import SiteErrors
 from qpass.report.coverage import Coverage, find_coverage, online_widths
 from qpass.report.inspection import Inspection, inspection
@@ -218,12 +219,16 @@ def _quantize(
 
         if known is None:
             expect_data(given, given=bool(batches))
+        expect_refinable(given, given=bool(batches))
         decide = _decider(known, given, bounds, errors, improve, calibrated=bool(batches))
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
         measured = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
         codes = _calibrated(done, measured, resume, lambda at, of: advance("calibrate", at, of))
+        if measured is not None:
+            of = measured.batches, measured.kept
+            found += refined(Refining(done.program, done.plan, *of, codes, advance))
         written = write_back(
             model,
             captured.program,

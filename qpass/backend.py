@@ -28,6 +28,7 @@ from qpass.plan import Capability, Plan, Recipe
 from qpass.plan.choose import choose, held_by_cache
 from qpass.plan.chooser import expect_data
 from qpass.plan.fits import admitted
+from qpass.plan.refiner import expect_refinable
 from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
 from qpass.quantize.linears import QuantizeLinears
@@ -218,6 +219,7 @@ def _plan(
         return _within(plan, folded)
     recipe = _recipe(options.recipe, capability)
     expect_data(recipe, given=False)
+    expect_refinable(recipe, given=False)
     sources = folded.sources
 
     def make() -> Plan:

@@ -22,7 +22,7 @@ LAYERS = (
     ("analyze", "verify", "runtime"),
     ("capture", "plan"),
     ("calibrate",),
-    ("transform", "quantize"),
+    ("transform", "quantize", "refine"),
     ("search",),
     ("targets", "report"),
     ("hf",),

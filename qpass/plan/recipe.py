@@ -24,6 +24,8 @@ CUSTOM = "custom"
 FLOAT = "float"
 # transforms that need no data: those that the recipe names
 FIXED = "fixed"
+# rounded weights that stay as they are
+OFF = "off"
 PRESETS = Path(__file__).parent / "presets"
 # the rounding of weights whose inputs are known
 CALIBRATED = "gptq-descent"
@@ -49,9 +51,10 @@ class Recipe:
     passes from values to outputs, and of edges where a rotation has to run with the model.
     `rotation` "auto" decides for each of them by error. `transform` says what finds better ones
     from data, once those are chosen: one method, or several in order, joined by "+". `rounding`
-    "auto" is the best one that the data at hand allows. `weigh_tokens` counts each token of the
-    data by how far the outputs move with it, for which the whole model runs backward once.
-    `keep_tied` leaves a weight that is used twice as one.
+    "auto" is the best one that the data at hand allows. `refine` says what changes rounded weights
+    further, named as `transform` is. `weigh_tokens` counts each token of the data by how far the
+    outputs move with it, for which the whole model runs backward once. `keep_tied` leaves a weight
+    that is used twice as one.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Recipe:
     online: str = "hadamard"
     transform: str = FIXED
     rounding: str = AUTO
+    refine: str = OFF
     weigh_tokens: bool = True
     head: str = "int8"
     embedding: str = "int8"
@@ -117,6 +121,11 @@ class Recipe:
         expect_type(str, "rounding", self.rounding, "the name of a rounding")
         if self.rounding != AUTO:
             ROUNDINGS[self.rounding]
+        expect_type(str, "refine", self.refine, "the name of a method")
+        for method in self.refinements:
+            from qpass.plan.refiner import REFINERS
+
+            REFINERS[method]
         self._check_specs()
 
     def _check_specs(self) -> None:
@@ -137,6 +146,11 @@ class Recipe:
     def methods(self) -> tuple[str, ...]:
         """What finds transforms from data, in order; nothing for fixed ones."""
         return () if self.transform == FIXED else tuple(self.transform.split("+"))
+
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """What changes rounded weights further, in order."""
+        return () if self.refine == OFF else tuple(self.refine.split("+"))
 
     def settled(self, *, calibrated: bool) -> Recipe:
         """The recipe with its rounding chosen, for a run with calibration data or without."""
@@ -161,6 +175,8 @@ class Recipe:
             del fields["transform"]
         if self.weigh_tokens:
             del fields["weigh_tokens"]
+        if self.refine == OFF:
+            del fields["refine"]
         return fields
 
     def toml(self) -> str:

@@ -1,0 +1,1 @@
+"""What changes a rounded model further on data: codes, scales, and the vectors that stay float."""
