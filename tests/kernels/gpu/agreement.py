@@ -10,6 +10,8 @@ from torch import Tensor
 
 from qpass._kernels.gpu.linear_whole import FEWEST_POINTS, FEWEST_ROWS, HALVES
 from qpass._kernels.gpu.weights import rows_of
+from qpass.ops import BlocksLinear
+from qpass.ops.hadamard import transformed
 from qpass.runtime.gpu import Call
 
 # of float32 sums in another order, relative to the largest value of a row; the tensor cores' three
@@ -68,6 +70,49 @@ def _quantize_rows(call: Call, got: Any, want: Any) -> str | None:
     return None
 
 
+def numbers(made: Any, scale_format: str) -> Tensor:
+    """What codes, scales of blocks and scales of rows stand for, in float64."""
+    codes, scales, rows = made
+    m = codes.numel() // codes.shape[-1] if codes.shape[-1] else 0
+    flat = BlocksLinear(
+        codes.reshape(m, codes.shape[-1]),
+        scales.reshape(m, scales.shape[-1]),
+        rows.reshape(m),
+        scale_format,
+    )
+    return flat.dequantize(torch.float64)
+
+
+def _quantize_blocks(call: Call, got: Any, want: Any) -> str | None:
+    """The same numbers, or others that are as near to the rows; and that seldom."""
+    for mine, his in zip(got[:2], want[:2], strict=True):
+        if why := _same_kind(mine, his):
+            return why
+    if why := _rows(got[2], want[2], SUMS):
+        return why
+    if not got[0].numel():
+        return None
+    n, block = call["x"].shape[-1], call["block"]
+    x = call["x"].double()
+    if call["signs"] is not None:
+        signs, factor = call["signs"].double(), call["factor"].double()
+        x = transformed(x, signs, factor, call["power"])
+    x = x.reshape(-1, n // block, block)
+    off, best = (_errors(x, numbers(made, call["scale_format"])) for made in (got, want))
+    size = x.square().sum(-1).nan_to_num(0.0, 0.0, 0.0)
+    worse = off > best * (1 + 1e-3) + size * 1e-9
+    if worse.any():
+        return f"{int(worse.count_nonzero())} blocks are further from the rows than they need be"
+    pairs = zip(got[:2], want[:2], strict=True)
+    codes, scales = ((mine != his).reshape(*best.shape, -1).any(-1) for mine, his in pairs)
+    share = float((codes | scales).double().mean())
+    return None if share <= 0.02 + 1 / best.numel() else f"{share:.1%} of the blocks differ"
+
+
+def _errors(x: Tensor, values: Tensor) -> Tensor:
+    return (values.reshape(x.shape) - x).square().sum(-1).nan_to_num(0.0, 0.0, 0.0)
+
+
 def _linear(call: Call, got: Tensor, want: Tensor) -> str | None:
     # the sums cancel: a result is smaller than what was added up
     return _rows(got, want, 16 * SUMS + ROUNDING[want.dtype] * (2 if _written(call) else 1))
@@ -87,8 +132,10 @@ def _embedding(call: Call, got: Tensor, want: Tensor) -> str | None:
 _RULES: dict[str, Callable[[Call, Any, Any], str | None]] = {
     "hadamard": _hadamard,
     "quantize_rows": _quantize_rows,
+    "quantize_blocks": _quantize_blocks,
     "linear.real": _linear,
     "linear.codes": _linear,
     "linear.points": _linear,
+    "linear.blocks": _linear,
     "embedding": _embedding,
 }

@@ -91,7 +91,20 @@ def _dot(before: Callable[..., Any]) -> Callable[..., Any]:
     return dot
 
 
+def _scale(before: Callable[..., Any]) -> Callable[..., Any]:
+    """Scales of blocks may be E4M3 numbers, which it takes for powers of two."""
+
+    def scale(handle: Any, compute_type: Any) -> Any:
+        if handle.dtype.scalar is not tl.float8e4nv:
+            return before(handle, compute_type)
+        return _decoded(handle.data, tl.float8e4nv)
+
+    return scale
+
+
 def _repair() -> None:
+    read = "_dot_scaled_scale_to_f32"
+    setattr(interpreter, read, _scale(getattr(interpreter, read)))
     for name, repaired in (
         ("cast_impl", _cast),
         ("create_fp_to_fp", _cast),

@@ -20,6 +20,8 @@ DEVICE = "cuda"
 READ = 512e6
 MOST_CALLS = 48
 REPLAYS = 15
+# the bits of scales around 1
+SCALES = {"e8m0": (120, 132), "e4m3": (40, 72)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +95,7 @@ def timed() -> Iterator[Timed]:
                 codes,
                 bar if bits == 8 else None,
             )
+    yield from _blocks()
     yield Timed("embedding 4096 of 128256 x 4096", "embedding", _embedding)
     for r in (1, 512):
 
@@ -105,6 +108,42 @@ def timed() -> Iterator[Timed]:
             return activations(r, k), weight, table, ones, scales, None, None
 
         yield Timed(f"points g32 {r} x 4096 x 14336", "linear.points", points)
+
+
+def _blocks() -> Iterator[Timed]:
+    """Rows of 4-bit floats, and products of them."""
+    for block, scales, kind in ((32, "e8m0", "mxfp4"), (16, "e4m3", "nvfp4")):
+        for n, m, p in ((4096, 1, 4096), (8192, 1, 8192), (14336, 28, 512)):
+
+            def turned(n: int = n, m: int = m, p: int = p, w: Any = (block, scales)) -> Any:
+                signs, factor = transform(n, m, random(f"{n}"))
+                return activations(8192, n), *w, signs.to(DEVICE), factor.to(DEVICE), p
+
+            yield Timed(f"rotate + {kind} 8192 x {n} ({m} x {p})", "quantize_blocks", turned)
+
+        def rows(w: Any = (block, scales)) -> Any:
+            return activations(8192, 4096), *w
+
+        yield Timed(f"{kind} 8192 x 4096", "quantize_blocks", rows)
+        for r, k, n in ((1, 4096, 14336), (64, 4096, 14336), (4096, 4096, 4096)):
+
+            def product(r: int = r, k: int = k, n: int = n, w: Any = (block, scales)) -> Any:
+                block, scales = w
+
+                def held(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+                    codes = _bytes(0, 256, rows, k // 2)
+                    of_blocks = _bytes(*SCALES[scales], rows, k // block)
+                    return codes, of_blocks, torch.rand(rows, device=DEVICE) / k
+
+                codes, of_blocks, factors = held(r)
+                rest = (None, scales, torch.bfloat16)
+                return codes, of_blocks, factors[:, None], *held(n), *rest
+
+            yield Timed(f"{kind} {r} x {k} x {n}", "linear.blocks", product)
+
+
+def _bytes(low: int, high: int, *shape: int) -> Tensor:
+    return torch.randint(low, high, shape, dtype=torch.uint8, device=DEVICE)
 
 
 def _embedding() -> tuple[Any, ...]:
