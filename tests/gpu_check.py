@@ -80,7 +80,7 @@ def _parts() -> list[str]:
 
     operators = {kernel.operator: None for kernel in KERNELS}
     checks = [f"check:{kernel.name}" for kernel in KERNELS]
-    models = [f"model:{name}" for name in ("w4a16-g64", "w8a8")]
+    models = [f"model:{name}" for name in ("w4a16-g64", "w8a8", "mxfp4", "nvfp4")]
     return ["limits", *checks, *models, "decode", *(f"time:{o}" for o in operators)]
 
 
