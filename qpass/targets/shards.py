@@ -18,17 +18,17 @@ INDEX = "model.safetensors.index.json"
 ALIGNED = 8
 # types in the order in which a file has them, the widest first, and what it calls them
 TYPES = {
-    torch.complex64: "C64",
-    torch.float64: "F64",
-    torch.int64: "I64",
     torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
     torch.float32: "F32",
-    torch.int32: "I32",
     torch.uint32: "U32",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
-    torch.int16: "I16",
     torch.uint16: "U16",
+    torch.int16: "I16",
     torch.float8_e8m0fnu: "F8_E8M0",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
