@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qpass.analyze import largest_regions, rotatable_regions
-from qpass.calibrate import Calibration, Codes, Store, key_of, needs_data, round_products
+from qpass.calibrate import (
+    Calibration,
+    Codes,
+    Store,
+    expect_ranges,
+    key_of,
+    needs_data,
+    round_products,
+    with_ranges,
+)
 from qpass.capture.call import Inputs
 from qpass.capture.elsewhere import on_cpu, to_cpu
 from qpass.capture.export import capture, evaluating, holds_values
@@ -219,12 +228,17 @@ def _quantize(
 
         if known is None:
             expect_data(given, given=bool(batches))
+            expect_ranges(given, given=bool(batches))
         expect_refinable(given, given=bool(batches))
         decide = _decider(known, given, bounds, errors, improve, calibrated=bool(batches))
         advance("rotate and verify", 0, 1)
         done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
         measured = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
+        if known is None and measured is not None:
+            told = functools.partial(advance, "find ranges")
+            ranged, measured = with_ranges(done.program, done.plan, measured, told)
+            done = replace(done, plan=ranged)
         codes = _calibrated(done, measured, resume, lambda at, of: advance("calibrate", at, of))
         if measured is not None:
             of = measured.batches, measured.kept

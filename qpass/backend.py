@@ -18,7 +18,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qpass.analyze import by_name, rotatable_regions
-from qpass.calibrate import needs_data
+from qpass.calibrate import expect_ranges, needs_data
 from qpass.capture.compiling import Compiling
 from qpass.capture.dynamo import Traced, capture_graph
 from qpass.capture.trial import cost, trial_inputs
@@ -220,6 +220,7 @@ def _plan(
     recipe = _recipe(options.recipe, capability)
     expect_data(recipe, given=False)
     expect_refinable(recipe, given=False)
+    expect_ranges(recipe, given=False)
     sources = folded.sources
 
     def make() -> Plan:

@@ -22,6 +22,7 @@ from qpass.hf.sample import sample_call
 from qpass.ir import Note
 from qpass.registry import unknown
 from qpass.targets.layers import QuantizedLinear
+from qpass.targets.onnx_layers import exported_rows
 from qpass.targets.onnx_qdq import INSTALL, Call, OnnxReport, check, leaves, write
 from qpass.targets.onnx_run import Opened, Parity, compare, runnable
 
@@ -120,8 +121,9 @@ def _verified(call: Call, file: Path) -> Parity:
 
 @contextmanager
 def _float_activations(model: nn.Module) -> Generator[bool]:
-    """`model` as it is exported: activations are not rounded; whether that is a change."""
-    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    """`model` as it is exported: only static activations are rounded; whether that is a change."""
+    every = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    layers = [layer for layer in every if exported_rows(layer) is None]
     rounding = [(layer, layer.activation_bits, layer.activation) for layer in layers]
     try:
         for layer in layers:

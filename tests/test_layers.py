@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("registry",),
     ("formats", "rotations", "ir"),
-    ("rounding", "ops"),
+    ("rounding", "ops", "ranges"),
     ("analyze", "verify", "runtime"),
     ("capture", "plan"),
     ("calibrate",),

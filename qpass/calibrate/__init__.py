@@ -1,7 +1,17 @@
 """What calibration data says: a program is run on it product by product, each rounded in turn."""
 
 from qpass.calibrate.codes import Codes
+from qpass.calibrate.readings import expect_ranges, with_ranges
 from qpass.calibrate.rounded import Calibration, needs_data, round_products
 from qpass.calibrate.store import Store, key_of
 
-__all__ = ["Calibration", "Codes", "Store", "key_of", "needs_data", "round_products"]
+__all__ = [
+    "Calibration",
+    "Codes",
+    "Store",
+    "expect_ranges",
+    "key_of",
+    "needs_data",
+    "round_products",
+    "with_ranges",
+]

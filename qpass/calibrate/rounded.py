@@ -39,12 +39,14 @@ SEED = 0
 class Calibration:
     """The data: flat inputs of a program for each batch, and which of its tokens count.
 
-    `kept` has one mask `[...]` of tokens for each batch, or None where all count.
+    `kept` has one mask `[...]` of tokens for each batch, or None where all count. `weights` are
+    those of `token_weights`, where somebody has measured them.
     """
 
     batches: Sequence[Sequence[object]]
     kept: Sequence[Tensor | None]
     propagate: Propagate = "quantized"
+    weights: Mapping[str, Sequence[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if not self.batches:
@@ -184,7 +186,8 @@ class _Run:
             if Statistic.OUTPUT_HESSIAN in _needs(self._entries[m.use])
         }
         products = {node: site for node, site in products.items() if site not in self._codes}
-        rows = {m.node for s in stages for m in (*s.products, *s.again)}
+        asked = stages if self._data.weights is None else ()
+        rows = {m.node for s in asked for m in (*s.products, *s.again)}
         found = costs(self._program, rows, products, self._data.batches, SEED, self._data.kept)
         if missing := set(products.values()) - found.sums.keys():
             raise BadInput(
@@ -194,7 +197,8 @@ class _Run:
         for site, value in found.sums.items():
             _finite({Statistic.OUTPUT_HESSIAN: value}, site)
         self._outputs = dict(found.sums)
-        self._weights = token_weights(stages, found.rows)
+        known = self._data.weights if self._weighed else None
+        self._weights = token_weights(stages, found.rows) if known is None else known
 
     def _measures(self, matmul: Matmul) -> bool:
         entry = self._entries[matmul.use]

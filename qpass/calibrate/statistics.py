@@ -170,3 +170,15 @@ def _rows(value: Tensor, kept: Tensor | None) -> Tensor:
     if kept is not None and value.shape[:-1] == kept.shape:
         return value[kept.to(torch.bool)]
     return value.reshape(-1, value.shape[-1])
+
+
+def kept_rows(
+    value: Tensor, weight: Tensor | None, kept: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The rows `[m, k]` of a value that count, and the weight of each where there are such."""
+    rows = value.shape[:-1]
+    if weight is not None and weight.numel() != rows.numel():
+        weight = None
+    if weight is not None:
+        weight = _rows(weight.reshape(*rows, 1), kept).reshape(-1)
+    return _rows(value, kept), weight

@@ -5,6 +5,7 @@ from qpass.formats.floats import Floats
 from qpass.formats.integers import Integers
 from qpass.formats.scales import SCALES, ScaleFormat
 from qpass.formats.spec import QuantSpec
+from qpass.formats.static import spanning
 from qpass.formats.tensor import QuantizedTensor
 from qpass.formats.wide import wide
 
@@ -17,5 +18,6 @@ __all__ = [
     "QuantSpec",
     "QuantizedTensor",
     "ScaleFormat",
+    "spanning",
     "wide",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final
@@ -27,7 +28,10 @@ class QuantSpec:
     ("channel"; for activations this is one scale per token), or the whole tensor ("tensor").
     An asymmetric grid adds an offset, in the same precision, to each scale. `tensor_scale` puts a
     float32 factor over the scales of blocks: one for a weight, one for each token of activations.
-    `dynamic` scales are found when the values are: they are not stored.
+    `dynamic` scales are found when the values are: they are not stored. The last point of such a
+    grid lies at `clip` times the extreme that it serves. Activations that are not dynamic have one
+    `scale` for all values, and `zero` is the code of 0.0 where they are asymmetric; None until data
+    has been seen. Their integers use every code of their bits, the lowest one too.
     """
 
     format: str
@@ -37,6 +41,9 @@ class QuantSpec:
     tensor_scale: bool = False
     symmetric: bool = True
     dynamic: bool = False
+    clip: float = 1.0
+    scale: float | None = None
+    zero: int = 0
 
     def __post_init__(self) -> None:
         block: object = self.block
@@ -50,6 +57,10 @@ class QuantSpec:
         expect_type(bool, "tensor_scale", self.tensor_scale, "true or false")
         expect_type(bool, "symmetric", self.symmetric, "true or false")
         expect_type(bool, "dynamic", self.dynamic, "true or false")
+        expect(_number(self.clip) and 0 < self.clip <= 1, "clip", self.clip, "a number in (0, 1]")
+        positive = _number(self.scale) and 0 < cast("float", self.scale) < math.inf
+        expect(self.scale is None or positive, "scale", self.scale, "a positive number")
+        expect_type(int, "zero", self.zero, "an integer")
         signed = FORMATS[self.format].low < 0
         expect(signed, "format", self.format, "a signed format; symmetric = false adds offsets")
         self._check_together()
@@ -70,6 +81,16 @@ class QuantSpec:
         elif scales.needs_factor:
             why = f"true: {self.scale_format} scales end at {scales.top:g}"
             expect(False, "tensor_scale", False, why)
+        why = "1.0: only dynamic scales follow an extreme that could be clipped"
+        expect(self.dynamic or self.clip == 1, "clip", self.clip, why)
+        one = not self.dynamic and self.block == "tensor"
+        why = 'nothing: one number is the scale of a whole tensor (block = "tensor") that is static'
+        expect(one or self.scale is None, "scale", self.scale, why)
+        if self.zero:
+            why = "0: a code of zero belongs to a static scale of an asymmetric grid"
+            expect(self.scale is not None and not self.symmetric, "zero", self.zero, why)
+            first, last = self.whole_range
+            expect(first <= self.zero <= last, "zero", self.zero, f"a code in {first} .. {last}")
 
     @staticmethod
     def read(given: Mapping[str, object], base: QuantSpec | None = None) -> QuantSpec:
@@ -90,6 +111,10 @@ class QuantSpec:
         if not self.tensor_scale:
             # written as it was before there were such factors
             del found["tensor_scale"]
+        for name, usual in (("clip", 1.0), ("scale", None), ("zero", 0)):
+            # the same
+            if found[name] == usual:
+                del found[name]
         return found
 
     @property
@@ -97,6 +122,22 @@ class QuantSpec:
         """The format whose codes are stored: an asymmetric grid may count from zero."""
         found = FORMATS[self.format]
         return found if found.unsigned is None or self.symmetric else FORMATS[found.unsigned]
+
+    @property
+    def static(self) -> bool:
+        """Whether this is one scale for a whole tensor of activations, known before they are."""
+        return not self.dynamic and self.block == "tensor"
+
+    @property
+    def integers(self) -> bool:
+        """Whether the points are integers."""
+        return isinstance(FORMATS[self.format], Integers)
+
+    @property
+    def whole_range(self) -> tuple[int, int]:
+        """The first and the last code of as many bits, in two's complement."""
+        half = 2 ** (self.codes.bits - 1)
+        return -half, half - 1
 
     @property
     def scales(self) -> ScaleFormat:
@@ -151,3 +192,7 @@ class QuantSpec:
         if self.one_factor:
             factor = 0 if rows is None else ROW_SCALE_BITS / rows
         return self.codes.bits / self.codes.dim + (scales + factor) / width
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

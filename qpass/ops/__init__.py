@@ -9,12 +9,13 @@ from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
 from qpass.ops.packing import PackedLinear, pack_linear
 from qpass.ops.points import PointsLinear, linear_points
-from qpass.ops.quantize import integer_rows, quantize_rows
+from qpass.ops.quantize import as_integers, integer_rows, plain_rows, quantize_rows
 
 __all__ = [
     "BlocksLinear",
     "PackedLinear",
     "PointsLinear",
+    "as_integers",
     "as_read",
     "attention",
     "embedding",
@@ -28,6 +29,7 @@ __all__ = [
     "linear_real",
     "pack_blocks",
     "pack_linear",
+    "plain_rows",
     "quantize_blocks",
     "quantize_rows",
     "row_bytes",

@@ -14,6 +14,7 @@ from typing import Any, cast, final
 from qpass.errors import BadInput, expect, expect_type
 from qpass.formats import QuantSpec
 from qpass.plan.capability import Capability, preset_for
+from qpass.ranges import RANGES
 from qpass.registry import unknown
 from qpass.rotations import ROTATIONS
 from qpass.rounding import ROUNDINGS
@@ -52,9 +53,10 @@ class Recipe:
     `rotation` "auto" decides for each of them by error. `transform` says what finds better ones
     from data, once those are chosen: one method, or several in order, joined by "+". `rounding`
     "auto" is the best one that the data at hand allows. `refine` says what changes rounded weights
-    further, named as `transform` is. `weigh_tokens` counts each token of the data by how far the
-    outputs move with it, for which the whole model runs backward once. `keep_tied` leaves a weight
-    that is used twice as one.
+    further, named as `transform` is. `ranges` says where grids of activations end, from data:
+    "auto" takes the least cost for static ones, and for dynamic ones of few bits where there is
+    data. `weigh_tokens` counts each token of the data by how far the outputs move with it, for
+    which the whole model runs backward once. `keep_tied` leaves a weight that is used twice as one.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Recipe:
     transform: str = FIXED
     rounding: str = AUTO
     refine: str = OFF
+    ranges: str = AUTO
     weigh_tokens: bool = True
     head: str = "int8"
     embedding: str = "int8"
@@ -127,6 +130,13 @@ class Recipe:
 
             REFINERS[method]
         self._check_specs()
+        expect_type(str, "ranges", self.ranges, "the name of a range")
+        if self.ranges != AUTO:
+            found, rows = RANGES[self.ranges], self.activation
+            why = '"auto": activations stay float'
+            expect(rows is not None, "ranges", self.ranges, why)
+            why = '"auto", or a static activation: it says nothing of dynamic scales'
+            expect(found.dynamic or (rows and rows.static) is True, "ranges", self.ranges, why)
 
     def _check_specs(self) -> None:
         for key, spec in (("weight", self.weight), ("activation", self.activation)):
@@ -134,13 +144,20 @@ class Recipe:
                 expect_type(QuantSpec, key, spec, "a quantization spec, or None for float")
         if self.weight is not None:
             expect(not self.weight.dynamic, "weight.dynamic", True, "false: weights are stored")
+            why = "nothing: scales of weights follow from these"
+            expect(self.weight.scale is None, "weight.scale", self.weight.scale, why)
         if (spec := self.activation) is None:
             return
         expect(self.weight is not None, "weight", FLOAT, "a table: activations are quantized")
-        expect(spec.dynamic, "activation.dynamic", spec.dynamic, "true")
-        allowed = '"channel" (per token) or a positive integer'
-        expect(spec.block != "tensor", "activation.block", spec.block, allowed)
         expect(spec.axis == -1, "activation.axis", spec.axis, "-1")
+        if spec.dynamic:
+            allowed = '"channel" (per token) or a positive integer; with dynamic = false "tensor"'
+            expect(spec.block != "tensor", "activation.block", spec.block, allowed)
+        else:
+            allowed = 'true: one static scale is that of all values, block = "tensor"'
+            expect(spec.block == "tensor", "activation.dynamic", False, allowed)
+            allowed = '"float32": one scale takes no room'
+            expect(spec.scale_format == "float32", "scale_format", spec.scale_format, allowed)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -177,6 +194,8 @@ class Recipe:
             del fields["weigh_tokens"]
         if self.refine == OFF:
             del fields["refine"]
+        if self.ranges == AUTO:
+            del fields["ranges"]
         return fields
 
     def toml(self) -> str:

@@ -66,17 +66,21 @@ def in_blocks(weight: QuantSpec, activation: QuantSpec | None) -> bool:
     if activation is None or activation.format != FORMAT or weight.format != FORMAT:
         return False
     alike = (weight.block, weight.scale_format) == (activation.block, activation.scale_format)
-    return alike and activation.dynamic and weight.block == HARDWARE_BLOCKS.get(weight.scale_format)
+    plain = activation.dynamic and activation.clip == 1
+    return alike and plain and weight.block == HARDWARE_BLOCKS.get(weight.scale_format)
 
 
 def unreadable(activation: QuantSpec | None) -> str | None:
     """Why no operator makes such activations, or None."""
     if activation is None:
         return None
-    rows = activation.axis == -1 and activation.block != "tensor"
-    if activation.dynamic and rows:
+    if activation.axis != -1:
+        return "activations are quantized along their last axis"
+    if activation.static:
+        return None if activation.scale else "the scale of its input is not known: calibrate"
+    if activation.dynamic and activation.block != "tensor":
         return None
-    return "activations are quantized when the model runs, per token or in blocks of one"
+    return "activations are quantized when the model runs per token or in blocks, or per tensor"
 
 
 def stored_as(spec: QuantSpec, width: int) -> QuantSpec:
@@ -150,6 +154,11 @@ def release(held: Held, spec: QuantSpec) -> QuantizedTensor:
     if scales is not None:
         scales = scales.to(spec.scale_dtype)
     return QuantizedTensor(spec, codes, rows, scales, offsets)
+
+
+def row_sums(tensor: QuantizedTensor) -> Tensor:
+    """What each row of a weight sums to, float32 `[N]`: what offsets of the input multiply."""
+    return tensor.dequantize(torch.float64).sum(1).float()
 
 
 def _in_float16(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
-from qpass.formats import QuantSpec
+from qpass.formats import QuantSpec, wide
 from qpass.ir import Contract, Note, Pass, Program, Step, Weight, edit, read
 from qpass.ops import BlocksLinear, PointsLinear, integer_rows
+from qpass.ops.fake_quantize import fake_call
+from qpass.ops.quantize import has_offsets, rows_call
 from qpass.plan import Quantized, Role
 from qpass.quantize.containers import (
     REFERENCE,
@@ -21,6 +23,7 @@ from qpass.quantize.containers import (
     container_bits,
     hold,
     in_blocks,
+    row_sums,
     unreadable,
 )
 from qpass.quantize.join import join_products
@@ -38,20 +41,24 @@ class AsPacked(Form):
 
     Where no integers hold the weight, those of a `PointsLinear`: its points come after the codes.
     `reads` is the axis that the product sums over; `blocks` asks for the parts of a `BlocksLinear`.
+    With `sums` those of rows come last.
     """
 
     spec: QuantSpec
     rounding: str
     reads: int
     blocks: bool = False
+    sums: bool = False
 
     def make(self, weight: Tensor) -> Parts:
         weight_nk = weight if self.reads == 1 else weight.T
-        held = hold(ROUNDINGS[self.rounding].round(weight_nk, self.spec, {}), blocks=self.blocks)
+        rounded = ROUNDINGS[self.rounding].round(weight_nk, self.spec, {})
+        held = hold(rounded, blocks=self.blocks)
         if isinstance(held, BlocksLinear):
             return (held.weight, held.scales, held.row_scales)
         points = (held.points,) if isinstance(held, PointsLinear) else ()
-        return (held.weight, *points, held.row_scales, held.group_scales, held.group_offsets)
+        parts = (held.weight, *points, held.row_scales, held.group_scales, held.group_offsets)
+        return (*parts, row_sums(rounded)) if self.sums else parts
 
 
 @final
@@ -131,23 +138,27 @@ class _Rows:
     """Values as rows of a format: each is quantized once for all products that read it."""
 
     program: Program
-    made: dict[tuple[fx.Node, int], tuple[fx.Node, fx.Node]] = field(default_factory=dict)
+    made: dict[tuple[fx.Node, QuantSpec], tuple[fx.Node, ...]] = field(default_factory=dict)
     rounded: dict[tuple[fx.Node, QuantSpec], fx.Node] = field(default_factory=dict)
     blocked: dict[tuple[fx.Node, QuantSpec], tuple[fx.Node, ...]] = field(default_factory=dict)
 
-    def of(self, value: fx.Node, bits: int) -> tuple[fx.Node, fx.Node]:
-        """The codes and scales of `value`; a rotation that makes it is done on the way."""
-        if (value, bits) in self.made:
-            return self.made[value, bits]
+    def of(self, value: fx.Node, spec: QuantSpec) -> tuple[fx.Node, ...]:
+        """The codes, scales and, if `spec` has any, offsets of `value`; a rotation is included."""
+        if (value, spec) in self.made:
+            return self.made[value, spec]
         x, *turn = _turn(value)
         before = edit.after(self.program, value)
-        both = edit.call(
-            self.program, before, qpass.quantize_rows.default, x, bits, *turn, like=value
-        )
-        codes, scales = (
-            edit.call(self.program, before, operator.getitem, both, i, like=value) for i in (0, 1)
-        )
-        return self.made.setdefault((value, bits), (codes, scales))
+        call, kind = rows_call(spec)
+        all_ = edit.call(self.program, before, call, x, *kind, *turn, like=value)
+        parts = [
+            edit.call(self.program, before, operator.getitem, all_, i, like=value)
+            for i in range(len(call._schema.returns))
+        ]
+        if spec.zero:
+            parts.append(
+                edit.call(self.program, before, aten.mul.Scalar, parts[1], -spec.zero, like=value)
+            )
+        return self.made.setdefault((value, spec), tuple(parts))
 
     def blocks(self, value: fx.Node, spec: QuantSpec) -> tuple[fx.Node, ...]:
         """Codes, scales of blocks and scales of rows; a rotation is done on the way."""
@@ -165,16 +176,13 @@ class _Rows:
         return self.blocked.setdefault((value, spec), parts)
 
     def floats(self, value: fx.Node, spec: QuantSpec) -> fx.Node:
-        """`value` rounded to a dynamic spec, in a wide type; a rotation is done on the way."""
+        """`value` rounded to `spec`, in a wide type; a rotation is done on the way."""
         if (value, spec) in self.rounded:
             return self.rounded[value, spec]
         x, *turn = _turn(value)
-        block = spec.block if isinstance(spec.block, int) else 0
-        kind = (spec.format, block, spec.scale_format, spec.tensor_scale, spec.symmetric)
+        call, kind = fake_call(spec)
         before = edit.after(self.program, value)
-        new = edit.call(
-            self.program, before, qpass.fake_quantize.default, x, *kind, *turn, like=value
-        )
+        new = edit.call(self.program, before, call, x, *kind, *turn, like=value)
         return self.rounded.setdefault((value, spec), new)
 
 
@@ -195,25 +203,33 @@ def _quantize(
     shape = read.static_shape(use)
     if shape is None:
         return Note(False, choice.site, "left float: its shape is symbolic")
-    spec = choice.activation
+    spec, bits = choice.activation, container_bits(choice.weight)
     blocks = blocks and in_blocks(choice.weight, spec)
-    form = AsPacked(choice.weight, choice.rounding, matmul.reads, blocks)
+    integers = spec is not None and bits is not None and integer_rows(spec)
+    offset = spec is not None and integers and has_offsets(spec)
+    form = AsPacked(choice.weight, choice.rounding, matmul.reads, blocks, offset)
     parts = _parts(program, use, form)
+    sums = parts.pop() if offset else None
     bias = None if matmul.bias is None else _exact(program, program.node(matmul.bias))
     if blocks:
         assert spec is not None
         args = (*rows.blocks(value, spec), *parts, bias, spec.scale_format, read.dtype(node))
         edit.replace(node, edit.call(program, node, qpass.linear.blocks, *args, like=node))
         return Note(True, choice.site, _described(choice, slow=False))
-    bits = container_bits(choice.weight)
     sizes = (bias,) if bits is None else (bias, bits, shape[matmul.reads], shape[matmul.writes])
     product = qpass.linear.points if bits is None else qpass.linear.real
     if spec is None:
         new = edit.call(program, node, product, value, *parts, *sizes, like=node)
-    elif bits is not None and integer_rows(spec):
-        codes, scales = rows.of(value, spec.codes.bits)
-        args = (codes, scales, *parts, *sizes, read.dtype(node))
+    elif integers:
+        codes, scales, *offsets = rows.of(value, spec)
+        dtype = read.dtype(node)
+        assert dtype is not None
+        args = (codes, scales, *parts, *sizes, wide(dtype) if offsets else dtype)
         new = edit.call(program, node, qpass.linear.codes, *args, like=node)
+        if offsets:
+            more = edit.call(program, node, aten.mul.Tensor, offsets[0], sums, like=node)
+            new = edit.call(program, node, aten.add.Tensor, new, more, like=node)
+            new = edit.call(program, node, aten.to.dtype, new, dtype, like=node)
     else:
         new = edit.call(program, node, product, rows.floats(value, spec), *parts, *sizes, like=node)
         if read.dtype(node) not in (torch.float32, torch.float64):

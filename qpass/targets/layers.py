@@ -16,9 +16,11 @@ from qpass.ops import (
     BlocksLinear,
     PackedLinear,
     PointsLinear,
+    as_integers,
     embedding,
     fake_quantize,
     hadamard,
+    integer_rows,
     linear_blocks,
     linear_codes,
     linear_points,
@@ -28,6 +30,7 @@ from qpass.ops import (
 )
 from qpass.ops.bits import from_bits
 from qpass.ops.packing import unpack, untile
+from qpass.ops.quantize import has_offsets
 from qpass.quantize.containers import Held, hold, in_blocks, release
 from qpass.rotations import Transform
 from qpass.targets.backward import refusing_backward
@@ -77,11 +80,12 @@ class OnlineTransform(Fixed):
 class QuantizedLinear(Quantized):
     """`x @ W.T + bias` with a quantized W, after an optional transform of `x`.
 
-    With `activation_bits` the (transformed) rows of `x` become integers too; with `activation` they
-    are rounded to that dynamic spec, by a reference path without kernels. So are weights that are
-    no integers of 4 or 8 bits: `spec` says what the codes mean, by default integers that count as
-    they are packed. Where both are 4-bit floats in blocks, a GPU holds and multiplies them as such.
-    `transposed` records that the layer it stands in for stores `[in, out]`.
+    With `activation_bits` the (transformed) rows of `x` become integers too, with `activation` they
+    become what that spec says: integers of another kind, or floats, which are multiplied by a
+    reference path without kernels. So are weights that are no integers of 4 or 8 bits: `spec` says
+    what the codes mean, by default integers that count as they are packed. Where both are 4-bit
+    floats in blocks, a GPU holds and multiplies them as such. `transposed` records that the layer
+    it stands in for stores `[in, out]`.
     """
 
     packed_weight: Tensor
@@ -90,6 +94,7 @@ class QuantizedLinear(Quantized):
     group_scales: Tensor | None
     group_offsets: Tensor | None
     bias: Tensor | None
+    sums: Tensor | None
     row_by_row = True
 
     def __init__(
@@ -149,6 +154,17 @@ class QuantizedLinear(Quantized):
         # torch.export counts absent buffers as if they were there: they come last
         for name, tensor in sorted(buffers.items(), key=lambda item: item[1] is None):
             self.register_buffer(name, tensor, persistent=False)
+        rows, sums = self.integer_rows, None
+        if rows is not None and has_offsets(rows):
+            # what an offset of the input adds to the outputs
+            sums = self._numbers(torch.float64).sum(1).float()
+        self.register_buffer("sums", sums, persistent=False)
+
+    @property
+    def integer_rows(self) -> QuantSpec | None:
+        """What the rows of the input are as integers, where `activation` makes such."""
+        rows = self.activation
+        return rows if rows and self.points is None and integer_rows(rows) else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -249,6 +265,14 @@ class QuantizedLinear(Quantized):
             kind = (held.block, held.scale_format)
             parts = quantize_blocks(x, *kind, signs, factor, power)
             return linear_blocks(*parts, held, self.bias, x.dtype)
+        if (rows := self.integer_rows) is not None:
+            assert isinstance(held, PackedLinear)
+            codes, scales, offsets = as_integers(x, rows, signs, factor, power)
+            if offsets is None:
+                return linear_codes(codes, scales, held, self.bias, x.dtype)
+            y = linear_codes(codes, scales, held, self.bias, wide(x.dtype))
+            assert self.sums is not None
+            return (y + offsets * self.sums).to(x.dtype)
         if self.activation is not None:
             # in the type in which the product sums them
             y = fake_quantize(x, self.activation, signs, factor, power)
@@ -271,8 +295,8 @@ class QuantizedLinear(Quantized):
         self._hold(hold(from_tensors(self.spec, self.in_features, tensors)), tensors.get("bias"))
 
     def extra_repr(self) -> str:
-        if self.activation is not None:
-            activation = self.activation.format
+        if (rows := self.activation) is not None:
+            activation = rows.format + (", static" if rows.static else "")
         else:
             activation = "float" if self.activation_bits is None else f"int{self.activation_bits}"
         return (

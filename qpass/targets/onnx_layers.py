@@ -79,6 +79,21 @@ def fused_block(width: int) -> int | None:
     return next((block for block in FUSED_BLOCKS if width % block == 0), None)
 
 
+def exported_rows(layer: QuantizedLinear) -> QuantSpec | None:
+    """What the input of a layer is quantized to in the file; None where it stays float there."""
+    rows = layer.activation
+    whole = rows is not None and rows.static and rows.integers and rows.codes.bits == 8
+    return rows if whole else None
+
+
+def _why_float(layer: QuantizedLinear) -> str:
+    rows, why = layer.activation, "have no scales that follow the rows"
+    if rows is not None and rows.static:
+        why = "of opset 21 have no such codes"
+    kind = f"{layer.activation_bits} bits" if rows is None else rows.format
+    return f"activations of {kind} stay float: quantize and dequantize nodes {why}"
+
+
 @final
 class _Online(nn.Module):
     """`x R` as signs and products with the Kronecker factors of R."""
@@ -144,6 +159,8 @@ class _Linear(_Weighted):
     scales: Tensor
     offsets: Tensor | None
     bias: Tensor | None
+    x_scale: Tensor
+    x_zero: Tensor
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__(layer)
@@ -173,14 +190,16 @@ class _Linear(_Weighted):
         self.register_buffer("scales", scales_gn)
         self.register_buffer("offsets", None if offsets_ng is None else offsets_ng.mT.contiguous())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.float())
-        rows = layer.activation.format if layer.activation is not None else None
-        if layer.activation_bits is not None:
-            rows = f"{layer.activation_bits} bits"
-        if rows is not None:
-            self.reasons.append(
-                f"activations of {rows} stay float: quantize and dequantize "
-                "nodes have no scales that follow the rows"
-            )
+        self.rows = exported_rows(layer)
+        if self.rows is not None:
+            assert self.rows.scale is not None
+            # from zero on: the products of ONNX Runtime on x86 take no signed activations
+            raised = self.rows.zero - self.rows.whole_range[0]
+            zero = torch.tensor(raised, dtype=torch.uint8, device="cpu")
+            self.register_buffer("x_scale", torch.tensor(self.rows.scale, device="cpu"))
+            self.register_buffer("x_zero", zero)
+        elif layer.activation is not None or layer.activation_bits is not None:
+            self.reasons.append(_why_float(layer))
 
     def _block(self, layer: QuantizedLinear) -> int:
         """How many columns share a scale in the file; 0 for all of them."""
@@ -194,6 +213,25 @@ class _Linear(_Weighted):
             )
             return width
         return found
+
+    def _read(self, x: Tensor) -> Tensor:
+        """`x` as static codes that are dequantized at once, where the layer reads such."""
+        if self.rows is None:
+            return x
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear",
+            (x, self.x_scale, self.x_zero),
+            dtype=torch.uint8,
+            shape=x.shape,
+            version=OPSET,
+        )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear",
+            (codes, self.x_scale, self.x_zero),
+            dtype=torch.float32,
+            shape=x.shape,
+            version=OPSET,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.float32)
@@ -210,7 +248,7 @@ class _Linear(_Weighted):
             shape=self.shape,
             version=OPSET,
         )
-        y = torch.matmul(wide, weight)
+        y = torch.matmul(self._read(wide), weight)
         if self.offsets is not None:
             sums = wide.reshape(*x.shape[:-1], self.groups, -1).sum(-1)
             y = y + torch.matmul(sums, self.offsets)

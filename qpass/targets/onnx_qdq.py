@@ -152,7 +152,7 @@ def _finish(model: ir.Model) -> tuple[int, int]:
         for value in (*node.inputs, *node.outputs):
             if value is not None:
                 value.metadata_props.clear()
-        if node.op_type == "DequantizeLinear":
+        if node.op_type == "DequantizeLinear" and _stored(node):
             linears += 1
             block = node.attributes.get_int("block_size", 0)
             # a weight that two products share is decoded for both
@@ -166,6 +166,12 @@ def _finish(model: ir.Model) -> tuple[int, int]:
     model.producer_name = "qpass"
     model.producer_version = None
     return linears, fusible
+
+
+def _stored(node: ir.Node) -> bool:
+    """Whether what a node decodes lies in the file: it is a weight, not a value."""
+    codes = node.inputs[0]
+    return codes is not None and codes.producer() is None
 
 
 def _floats(node: ir.Node) -> bool:

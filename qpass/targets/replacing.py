@@ -15,6 +15,7 @@ from qpass.analyze import Matmul, find_matmuls, find_tables
 from qpass.errors import Unsupported
 from qpass.formats import QuantizedTensor, wide
 from qpass.ir import Note, Owner, Program, Weight, pieces, read
+from qpass.ops import plain_rows
 from qpass.plan import Plan, Quantized
 from qpass.quantize.containers import REFERENCE, by_reference, hold, stored_as, unreadable
 from qpass.rotations import Transform
@@ -158,7 +159,7 @@ def _layer(
     rows = entry.activation
     if (why := unreadable(rows)) is not None:
         raise Unsupported(f"{entry.site}: {why}; set activation.dynamic = true")
-    kernel = rows is not None and not by_reference(entry.weight, rows)
+    kernel = rows is not None and plain_rows(rows) and not by_reference(entry.weight, rows)
     return QuantizedLinear(
         hold(codes),
         None if bias is None else bias.to(wide(stored.dtype)),

@@ -94,7 +94,9 @@ def test_kernels_serve_what_integers_hold() -> None:
     assert not by_reference(mx, None)
     assert not by_reference(mx, int8)
     assert by_reference(QuantSpec("e4m3"), int8)
-    assert by_reference(QuantSpec("int8"), QuantSpec("int8", symmetric=False, dynamic=True))
+    assert not by_reference(QuantSpec("int8"), QuantSpec("int8", symmetric=False, dynamic=True))
+    assert not by_reference(QuantSpec("int8"), QuantSpec("int8", "tensor", scale=0.1))
+    assert by_reference(QuantSpec("int8"), QuantSpec("e4m3", "tensor", scale=0.1))
     assert by_reference(QuantSpec("int8"), QuantSpec("int8", 16, dynamic=True))
 
 
