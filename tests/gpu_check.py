@@ -36,7 +36,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--part", help="run one part in this process")
     parser.add_argument("--only", help="parts whose name contains this", default="")
-    parser.add_argument("--tune", help="time all configurations of these operators", nargs="*")
+    parser.add_argument(
+        "--tune", help="time all configurations of these operators, or of all", nargs="*"
+    )
+    parser.add_argument("--table", type=Path, help="where the fastest configurations go")
     parser.add_argument("--limit", type=float, help="seconds for everything", default=WHOLE_LIMIT)
     options = parser.parse_args()
     if options.part:
@@ -55,6 +58,7 @@ def main() -> int:
 
     names = [name for name in _parts() if options.only in name or name == "limits"]
     if options.tune is not None:
+        options.tune = options.tune or _operators()
         names = ["limits"]
         with concurrent.futures.ThreadPoolExecutor(COMPILERS) as pool:
             warm = [f"warm:{o}:{i}" for o in options.tune for i in range(COMPILERS)]
@@ -72,16 +76,37 @@ def main() -> int:
             write()
     _print(rows)
     write()
+    if options.table:
+        _write_table(rows, options.table)
     return 0 if all(row.get("ok", True) for row in rows) else 1
+
+
+def _operators() -> list[str]:
+    from qpass.runtime.gpu import KERNELS
+
+    return list({kernel.operator: None for kernel in KERNELS})
+
+
+def _write_table(rows: list[Row], path: Path) -> None:
+    """The fastest configurations of all operators, with those the table has of others."""
+    from qpass.runtime.tuned import Table
+
+    whole = Table.load(path) if path.exists() else None
+    for row in rows:
+        if "table" in row:
+            found = Table(**row["table"])
+            whole = found if whole is None else whole.joined(found)
+    if whole is not None:
+        whole.save(path)
+        _say(f"wrote {path}; QPASS_GPU_TABLE={path} puts it to use")
 
 
 def _parts() -> list[str]:
     from qpass.runtime.gpu import KERNELS
 
-    operators = {kernel.operator: None for kernel in KERNELS}
     checks = [f"check:{kernel.name}" for kernel in KERNELS]
     models = [f"model:{name}" for name in ("w4a16-g64", "w8a8", "mxfp4", "nvfp4")]
-    return ["limits", *checks, *models, "decode", *(f"time:{o}" for o in operators)]
+    return ["limits", *checks, *models, "decode", *(f"time:{o}" for o in _operators())]
 
 
 def _apart(name: str, deadline: float) -> list[Row]:
@@ -261,18 +286,24 @@ def _time_one(case: Any, reached: dict[str, float]) -> Row:
 def _warm(which: str) -> Iterator[Row]:
     """Compile a share of the configurations, so that they are known when they are timed."""
     operator, _, share = which.partition(":")
-    for i, (case, _, call, (label, run)) in enumerate(_configured(operator)):
-        if i % COMPILERS == int(share):
-            row = _guarded(f"{case.name} {label}", lambda c=call, r=run: {"why": str(r(c))[:0]})
-            if not row.get("ok", True):
-                yield row
+    number = 0
+    for kernel, call, case in _tunable(operator):
+        for candidate in kernel.tuning.candidates(call):
+            number += 1
+            if number % COMPILERS == int(share):
+                row = _guarded(
+                    f"{case.name} {candidate}",
+                    lambda k=kernel, c=call, v=candidate: {"why": str(k.tuning.run(c, v))[:0]},
+                )
+                if not row.get("ok", True):
+                    yield row
 
 
-def _configured(operator: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+def _tunable(operator: str) -> Iterator[tuple[Any, Any, Any]]:
+    """Kernels, calls they serve in several ways, and the cases these come from."""
     from qpass.runtime.gpu import KERNELS, Call
     from qpass.runtime.target import Target, target_of
     from tests.kernels.gpu.timed import timed
-    from tests.kernels.gpu.tuning import configurations
 
     on = target_of(0)
     assert isinstance(on, Target)
@@ -281,32 +312,48 @@ def _configured(operator: str) -> Iterator[tuple[Any, Any, Any, Any]]:
             continue
         call = Call.of(case.operator, case.make(), on)
         for kernel in KERNELS:
-            if kernel.operator == operator and kernel.accepts(call) is None:
-                for configuration in configurations(kernel.name, call):
-                    yield case, kernel, call, configuration
+            if kernel.operator == operator and kernel.tuning and kernel.accepts(call) is None:
+                yield kernel, call, case
 
 
 def _tune(operator: str) -> Iterator[Row]:
-    """Every configuration of every kernel; the best four of a shape are printed."""
+    """Time every configuration of every kernel: a table, and the best four of a shape to read."""
+    import dataclasses
+
+    import torch
+
     from qpass.runtime.gpu import Call
+    from qpass.runtime.tuned import tune
     from tests.kernels.gpu.timed import seconds, sets
 
+    found = list(_tunable(operator))
+    cases = {id(call): case for _, call, case in found}
     best: dict[str, list[tuple[float, str]]] = {}
-    calls: list[Any] = []
-    for case, kernel, call, (label, run) in _configured(operator):
-        cost = kernel.cost(call)
-        floor = call.target.seconds(cost.nbytes, cost.operations, cost.kind)
-        if case.name not in best:
+    operands: dict[int, list[Any]] = {}
+
+    def clock(kernel: Any, call: Any, candidate: Any) -> float | None:
+        case = cases[id(call)]
+        if id(call) not in operands:
+            operands.clear()
+            cost = kernel.cost(call)
+            floor = call.target.seconds(cost.nbytes, cost.operations, cost.kind)
             more = range(sets(cost.nbytes, floor) - 1)
-            calls = [call, *(Call.of(case.operator, case.make(), call.target) for _ in more)]
+            made = [Call.of(case.operator, case.make(), call.target) for _ in more]
+            operands[id(call)] = [call, *made]
 
-        def timed_once(run: Any = run, calls: Any = calls) -> Row:
-            return {"us": seconds([lambda c=c: run(c) for c in calls]) * 1e6}
+        def timed_once() -> Row:
+            calls = operands[id(call)]
+            return {"us": seconds([lambda c=c: kernel.tuning.run(c, candidate) for c in calls])}
 
-        row = _guarded(case.name, timed_once)
-        best.setdefault(case.name, []).append((row.get("us", 1e9), f"{kernel.name} {label}"))
-    for name, found in best.items():
-        yield {"name": name, "best": [f"{us:.1f} {label}" for us, label in sorted(found)[:4]]}
+        took = _guarded(case.name, timed_once).get("us")
+        if took is not None:
+            best.setdefault(case.name, []).append((took * 1e6, f"{kernel.name} {candidate}"))
+        return took
+
+    table = tune(torch.cuda.get_device_name(0), [(k, c) for k, c, _ in found], clock)
+    yield {"table": dataclasses.asdict(table)}
+    for name, times in best.items():
+        yield {"name": name, "best": [f"{us:.1f} {label}" for us, label in sorted(times)[:4]]}
 
 
 def _model(recipe: str) -> Iterator[Row]:
@@ -343,7 +390,7 @@ def _print(rows: list[Row]) -> None:
                 f" {row['us']:9.1f} us {row['gbs']:7.0f} GB/s {row['tops']:7.1f} TOPS"
                 f" {row['fraction']:6.1%}{bar}{times}"
             )
-        elif row.get("name") != "took":
+        elif row.get("name") != "took" and "table" not in row:
             rest = {k: v for k, v in row.items() if k not in ("part", "name", "ok", "why")}
             _say(f"{'ok ' if row.get('ok', True) else 'BAD'} {row.get('name')} {rest or ''}")
 

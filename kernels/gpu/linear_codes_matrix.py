@@ -12,12 +12,13 @@ from torch import Tensor
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.spread import spread, sums
-from qpass._kernels.gpu.tiles import Tile, best
+from qpass._kernels.gpu.tiles import Tile, best, legal
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
     flat,
     has_tf32,
+    linear_key,
     matrix_build,
     refuse_weight,
     rows_of,
@@ -25,6 +26,7 @@ from qpass._kernels.gpu.weights import (
 from qpass._kernels.gpu.words import codes4, codes8, columns, row_offsets, shifted, tile_ids
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, bucket, launch
 
 
 @triton.jit
@@ -110,7 +112,7 @@ def linear_codes_matrix(
         tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
 
 
-def candidates(bits: int, scaled: bool) -> tuple[Tile, ...]:
+def tiles_for(bits: int, scaled: bool) -> tuple[Tile, ...]:
     """The tiles worth trying; lines are given for steps of 128 columns."""
     long = 128 * bits // 32
     # the 4 bytes of an 8-bit word are neighbours in x as well
@@ -151,18 +153,18 @@ def _accepts(call: Call) -> str | None:
     return refuse_weight(call, x)
 
 
-def configure(packed: Packed, m: int, target: Target) -> tuple[Tile, int]:
-    """The tile, and the number of shares of the columns."""
-    tiles = candidates(packed.bits, packed.scaled)
-    return best("linear_codes_matrix", tiles, target, "int8", packed, m, 1)
+def configure(packed: Packed, m: int, target: Target) -> Tile:
+    """The tile for m rows of x."""
+    tiles = tiles_for(packed.bits, packed.scaled)
+    return best(tiles, target, "int8", packed, m, 1)
 
 
-def run(call: Call, tile: Tile, shares: int) -> Tensor:
+def run(call: Call, tile: Tile) -> Tensor:
     """Serve a call with a given configuration."""
     packed = Packed.of(call)
     x = flat(call["codes"])
     scales = call["scales"].contiguous()
-    m, n = x.shape[0], packed.n
+    m, n, shares = x.shape[0], packed.n, tile.shares
     out = x.new_empty((*call["codes"].shape[:-1], n), dtype=call["dtype"])
     chunks = triton.cdiv(packed.group_lines, tile.lines)
     offsets = call["group_offsets"]
@@ -186,8 +188,21 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
     return out
 
 
-def _launch(call: Call) -> Tensor:
-    return run(call, *configure(Packed.of(call), rows_of(call["codes"]), call.target))
+def _candidates(call: Call) -> Sequence[Tile]:
+    tiles = tiles_for(call["bits"], call["group_scales"] is not None)
+    return legal(tiles, call.target, Packed.of(call), call["codes"].element_size())
+
+
+def _choose(call: Call) -> Tile:
+    return configure(Packed.of(call), bucket(rows_of(call["codes"])), call.target)
+
+
+TUNING = Tuning(
+    key=lambda call: linear_key(call, call["codes"]),
+    candidates=_candidates,
+    choose=_choose,
+    run=run,
+)
 
 
 def _cost(call: Call) -> Cost:
@@ -199,7 +214,7 @@ def _builds(target: Target) -> Sequence[Build] | str:
     for m in (16, 64, 4096):
         for bits, scales, offsets in ((8, False, False), (4, True, False), (4, True, True)):
             packed = Packed(bits, 4096, 4096, 4096 * bits // 32, 32 if scales else 1, scales)
-            tile, _ = configure(packed, m, target)
+            tile = configure(packed, m, target)
             builds.append(
                 matrix_build(
                     linear_codes_matrix, packed, m, tile, target, torch.int8, offsets=offsets
@@ -213,9 +228,10 @@ KERNELS.add(
         name="linear_codes_matrix",
         operator="linear.codes",
         accepts=_accepts,
-        launch=_launch,
+        launch=launch("linear_codes_matrix", TUNING),
         cost=_cost,
         builds=_builds,
         preference=10,
+        tuning=TUNING,
     )
 )

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import triton
 import triton.language as tl
@@ -14,6 +17,7 @@ from qpass._kernels.gpu.linear_points import HELD, points_cost, refuse_points
 from qpass._kernels.gpu.weights import FLOATS, TYPES, flat, rows_of
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, bucket, launch
 
 # rows of x that share what is looked up
 MOST_ROWS = 4
@@ -80,11 +84,20 @@ def linear_points_vector(
         tl.store(out + place, y.to(out.dtype.element_ty), mask=row < tl.where(i + r < m, n, 0))
 
 
-# outputs of a program, runs of columns at a time, and warps
-OUTPUTS, RUNS, WARPS = 8, 64, 4
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Outputs of a program, runs of columns at a time, and warps."""
+
+    outputs: int
+    runs: int
+    warps: int
 
 
-def run(call: Call, outputs: int = OUTPUTS, runs: int = RUNS, warps: int = WARPS) -> Tensor:
+USUAL = Part(8, 64, 4)
+
+
+def run(call: Call, part: Part) -> Tensor:
     """Serve a call with a given configuration."""
     x = flat(call["x"])
     m, (n, k) = x.shape[0], call["weight"].shape
@@ -94,9 +107,10 @@ def run(call: Call, outputs: int = OUTPUTS, runs: int = RUNS, warps: int = WARPS
     columns = min(16, width & -width)
     together = 1 if m == 1 else 2 if m == 2 else MOST_ROWS
     out = x.new_empty((*call["x"].shape[:-1], n))
-    linear_points_vector[(triton.cdiv(n, outputs), triton.cdiv(m, together))](
+    linear_points_vector[(triton.cdiv(n, part.outputs), triton.cdiv(m, together))](
         x, *(call[name] for name in HELD), out, m, n, k, groups, width, x.stride(0),
-        BM=together, BN=outputs, G=runs, W=columns, num_warps=warps,
+        BM=together, BN=part.outputs, G=part.runs, W=columns,
+        num_warps=part.warps * 32 // call.target.warp,
     )  # fmt: skip
     return out
 
@@ -109,8 +123,23 @@ def _accepts(call: Call) -> str | None:
     return None
 
 
-def _launch(call: Call) -> Tensor:
-    return run(call)
+def _key(call: Call) -> str:
+    x, (n, k) = call["x"], call["weight"].shape
+    groups = 0 if call["group_scales"] is None else call["group_scales"].shape[1]
+    return f"{bucket(rows_of(x))} x {k} x {n}, {groups} groups, {TYPES[x.dtype]}"
+
+
+TUNING = Tuning(
+    key=_key,
+    candidates=lambda _: [
+        Part(outputs, runs, warps)
+        for outputs, runs, warps in itertools.product((2, 4, 8, 16), (32, 64, 128), (2, 4, 8))
+        # a thread looks up 16 to 64 values
+        if 32 * warps <= outputs * runs <= 4 * 32 * warps
+    ],
+    choose=lambda _: USUAL,
+    run=run,
+)
 
 
 def _builds(target: Target) -> Sequence[Build] | str:
@@ -129,12 +158,15 @@ def _builds(target: Target) -> Sequence[Build] | str:
                         "group_scales": "*fp32", "bias": f"*{t}", "out": f"*{t}",
                         **dict.fromkeys(("m", "n", "k", "groups", "width", "stride"), "i32"),
                     },
-                    constants={"BM": m, "BN": OUTPUTS, "G": RUNS, "W": 16, "group_offsets": None},
-                    warps=WARPS * 32 // target.warp,
+                    constants={
+                        "BM": m, "BN": USUAL.outputs, "G": USUAL.runs, "W": 16,
+                        "group_offsets": None,
+                    },
+                    warps=USUAL.warps * 32 // target.warp,
                     stages=1,
                     divisible=frozenset(("n", "k", "groups", "width", "stride")),
                     cost=Cost(moved, 2.0 * m * n * k, "fp32"),
-                    programs=n // OUTPUTS,
+                    programs=n // USUAL.outputs,
                 )
             )  # fmt: skip
     return builds
@@ -145,9 +177,10 @@ KERNELS.add(
         name="linear_points_vector",
         operator="linear.points",
         accepts=_accepts,
-        launch=_launch,
+        launch=launch("linear_points_vector", TUNING),
         cost=points_cost,
         builds=_builds,
         preference=20,
+        tuning=TUNING,
     )
 )

@@ -12,13 +12,14 @@ from torch import Tensor
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.spread import spread, sums
-from qpass._kernels.gpu.tiles import Tile, best
+from qpass._kernels.gpu.tiles import Tile, best, legal
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
     flat,
     has_ptx,
     has_tf32,
+    linear_key,
     matrix_build,
     refuse_weight,
     rows_of,
@@ -35,6 +36,7 @@ from qpass._kernels.gpu.words import (
 )
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, bucket, launch
 
 
 @triton.jit
@@ -141,7 +143,7 @@ def linear_real_matrix(
         tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
 
 
-def candidates(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
+def tiles_for(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
     """The tiles worth trying; lines are given for steps of 64 and 128 columns."""
     short, long = 64 * bits // 32, 128 * bits // 32
     if dtype is torch.float32:
@@ -174,18 +176,18 @@ def _accepts(call: Call) -> str | None:
     return refuse_weight(call, x)
 
 
-def configure(packed: Packed, m: int, dtype: torch.dtype, target: Target) -> tuple[Tile, int]:
-    """The tile, and the number of shares of the columns."""
+def configure(packed: Packed, m: int, dtype: torch.dtype, target: Target) -> Tile:
+    """The tile for m rows of x."""
     kind = "fp32" if dtype is torch.float32 else "bf16"
-    tiles = candidates(packed.bits, packed.scaled, dtype)
-    return best("linear_real_matrix", tiles, target, kind, packed, m, dtype.itemsize)
+    tiles = tiles_for(packed.bits, packed.scaled, dtype)
+    return best(tiles, target, kind, packed, m, dtype.itemsize)
 
 
-def run(call: Call, tile: Tile, shares: int) -> Tensor:
+def run(call: Call, tile: Tile) -> Tensor:
     """Serve a call with a given configuration."""
     packed = Packed.of(call)
     x = flat(call["x"])
-    m, n = x.shape[0], packed.n
+    m, n, shares = x.shape[0], packed.n, tile.shares
     out = x.new_empty((*call["x"].shape[:-1], n))
     chunks = triton.cdiv(packed.group_lines, tile.lines)
     offsets = call["group_offsets"]
@@ -209,9 +211,21 @@ def run(call: Call, tile: Tile, shares: int) -> Tensor:
     return out
 
 
-def _launch(call: Call) -> Tensor:
-    x = call["x"]
-    return run(call, *configure(Packed.of(call), rows_of(x), x.dtype, call.target))
+def _candidates(call: Call) -> Sequence[Tile]:
+    tiles = tiles_for(call["bits"], call["group_scales"] is not None, call["x"].dtype)
+    return legal(tiles, call.target, Packed.of(call), call["x"].element_size())
+
+
+def _choose(call: Call) -> Tile:
+    return configure(Packed.of(call), bucket(rows_of(call["x"])), call["x"].dtype, call.target)
+
+
+TUNING = Tuning(
+    key=lambda call: linear_key(call, call["x"]),
+    candidates=_candidates,
+    choose=_choose,
+    run=run,
+)
 
 
 def _cost(call: Call) -> Cost:
@@ -227,7 +241,7 @@ def _builds(target: Target) -> Sequence[Build] | str:
             (8, torch.bfloat16, False, False), (4, torch.float32, True, False),
         ):  # fmt: skip
             packed = Packed(bits, 4096, 4096, 4096 * bits // 32, 32 if scales else 1, scales)
-            tile, _ = configure(packed, m, dtype, target)
+            tile = configure(packed, m, dtype, target)
             builds.append(
                 matrix_build(linear_real_matrix, packed, m, tile, target, dtype, offsets=offsets)
             )
@@ -239,9 +253,10 @@ KERNELS.add(
         name="linear_real_matrix",
         operator="linear.real",
         accepts=_accepts,
-        launch=_launch,
+        launch=launch("linear_real_matrix", TUNING),
         cost=_cost,
         builds=_builds,
         preference=10,
+        tuning=TUNING,
     )
 )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
 from qpass._kernels.gpu.packed import Packed
-from qpass._kernels.gpu.weights import FLOATS, cost, flat, refuse_weight, rows_of
+from qpass._kernels.gpu.weights import FLOATS, cost, flat, linear_key, refuse_weight, rows_of
 from qpass._kernels.gpu.words import column
 from qpass.ops.packing import ROWS
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, bucket, launch
 
 # rows of x that share what is made of the words
 MOST_ROWS = 4
@@ -229,8 +231,25 @@ def run(call: Call, share: Share) -> Tensor:
     return out
 
 
-def _launch(call: Call) -> Tensor:
-    return run(call, configure(Packed.of(call), rows_of(call["x"]), call.target))
+def candidates(call: Call) -> Sequence[Share]:
+    """The shares worth timing."""
+    packed = Packed.of(call)
+    return [
+        Share(outputs, lines, warps, shares, ahead)
+        for outputs, lines, warps, shares, ahead in itertools.product(
+            (ROWS // 2, ROWS), (64, 128, 256), (4, 8, 16), (1, 2, 4), (False, True)
+        )
+        # a thread holds 4 to 16 words
+        if 4 * 32 * warps <= outputs * lines <= 16 * 32 * warps and lines * shares <= packed.lines
+    ]
+
+
+TUNING = Tuning(
+    key=lambda call: linear_key(call, call["x"]),
+    candidates=candidates,
+    choose=lambda call: configure(Packed.of(call), bucket(rows_of(call["x"])), call.target),
+    run=run,
+)
 
 
 def _cost(call: Call) -> Cost:
@@ -281,9 +300,10 @@ KERNELS.add(
         name="linear_real_vector",
         operator="linear.real",
         accepts=_accepts,
-        launch=_launch,
+        launch=launch("linear_real_vector", TUNING),
         cost=_cost,
         builds=_builds,
         preference=20,
+        tuning=TUNING,
     )
 )

@@ -9,6 +9,8 @@ many of them at a time that they stay in the cache until the library's product h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 import triton
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from qpass._kernels.gpu.linear_points import points_cost, refuse_points
 from qpass._kernels.gpu.packed import Packed
-from qpass._kernels.gpu.weights import TYPES, cost, flat, refuse_weight, rows_of
+from qpass._kernels.gpu.weights import TYPES, cost, flat, linear_key, refuse_weight, rows_of
 from qpass._kernels.gpu.words import column
 from qpass.ops.packing import ROWS
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, launch
 
 HALVES = (torch.bfloat16, torch.float16)
 # fewer rows are not worth writing the weights out
@@ -126,10 +129,20 @@ def products(
         torch.mm(x, scratch[: b - a].t(), out=out[:, a:b])
 
 
-def run(call: Call, at_once: int = AT_ONCE, lines: int = LINES, warps: int = WARPS) -> Tensor:
+@final
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Bytes of weights that are written out at a time, by programs of so many lines and warps."""
+
+    at_once: int
+    lines: int
+    warps: int
+
+
+def run(call: Call, portion: Portion) -> Tensor:
     """Serve a call of `linear.real` with a given configuration."""
     packed = Packed.of(call)
-    x = flat(call["x"])
+    x, lines = flat(call["x"]), portion.lines
     n, k = packed.n, packed.k
     out = x.new_empty((x.shape[0], n))
     words = call["weight"].view(torch.int32)
@@ -139,10 +152,11 @@ def run(call: Call, at_once: int = AT_ONCE, lines: int = LINES, warps: int = WAR
         unpack_words[grid](
             words, call["row_scales"], call["group_scales"], call["group_offsets"], to,
             a // ROWS, b, k, packed.lines, packed.groups, packed.group_lines, packed.width,
-            BITS=packed.bits, EVEN=packed.width % packed.step == 0, BL=lines, num_warps=warps,
+            BITS=packed.bits, EVEN=packed.width % packed.step == 0, BL=lines,
+            num_warps=portion.warps * 32 // call.target.warp,
         )  # fmt: skip
 
-    products(x, n, out, unpack, at_once)
+    products(x, n, out, unpack, portion.at_once)
     return finished(call, out)
 
 
@@ -153,7 +167,7 @@ def finished(call: Call, out: Tensor) -> Tensor:
     return out.reshape(*call["x"].shape[:-1], out.shape[1])
 
 
-def run_points(call: Call, at_once: int = AT_ONCE) -> Tensor:
+def run_points(call: Call) -> Tensor:
     """Serve a call of `linear.points`."""
     x = flat(call["x"])
     n, k = call["weight"].shape
@@ -167,7 +181,7 @@ def run_points(call: Call, at_once: int = AT_ONCE) -> Tensor:
             a, b, k, groups, k // groups, BN=OUTPUTS, BK=COLUMNS, num_warps=WARPS,
         )  # fmt: skip
 
-    products(x, n, out, unpack, at_once)
+    products(x, n, out, unpack, AT_ONCE)
     return finished(call, out)
 
 
@@ -212,7 +226,7 @@ def _builds(target: Target) -> Sequence[Build] | str:
                 function=unpack_words,
                 signature={name: kind for name, kind in signature.items() if name not in constants},
                 constants=constants,
-                warps=WARPS,
+                warps=WARPS * 32 // target.warp,
                 stages=1,
                 divisible=frozenset(("n", "k", "lines", "groups", "group_lines", "width")),
                 cost=Cost(n * k * (bits / 8 + 2), 2.0 * n * k, "fp32"),
@@ -222,8 +236,16 @@ def _builds(target: Target) -> Sequence[Build] | str:
     return builds
 
 
-def _launch(call: Call) -> Tensor:
-    return run(call)
+TUNING = Tuning(
+    key=lambda call: linear_key(call, call["x"]),
+    candidates=lambda _: [
+        Portion(at_once << 20, lines, warps)
+        for at_once in (32, 64, 256)
+        for lines, warps in ((32, 4), (64, 4), (64, 8))
+    ],
+    choose=lambda _: Portion(AT_ONCE, LINES, WARPS),
+    run=run,
+)
 
 
 KERNELS.add(
@@ -231,10 +253,11 @@ KERNELS.add(
         name="linear_real_whole",
         operator="linear.real",
         accepts=_accepts,
-        launch=_launch,
+        launch=launch("linear_real_whole", TUNING),
         cost=_cost,
         builds=_builds,
         preference=30,
+        tuning=TUNING,
     )
 )
 
@@ -265,16 +288,12 @@ def _points_builds(target: Target) -> Sequence[Build] | str:
     ]  # fmt: skip
 
 
-def _launch_points(call: Call) -> Tensor:
-    return run_points(call)
-
-
 KERNELS.add(
     Kernel(
         name="linear_points_whole",
         operator="linear.points",
         accepts=_accepts_points,
-        launch=_launch_points,
+        launch=run_points,
         cost=points_cost,
         builds=_points_builds,
         preference=30,

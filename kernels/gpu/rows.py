@@ -24,6 +24,7 @@ from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
 from qpass._kernels.gpu.weights import flat
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, bucket, launch
 
 # most values that one program can hold: 64 for each thread of 16 warps
 MOST_VALUES = 32768
@@ -293,27 +294,48 @@ def _builds(operator: str, bits: tuple[int, ...], target: Target) -> Sequence[Bu
     return found
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Turns whose rows are asked for before their time, and programs on one multiprocessor."""
+
+    stages: int
+    resident: int
+
+
+def tuning(run: Callable[[Call, Turns], Any], usual: Turns) -> Tuning:
+    """How a kernel is configured whose programs stay and take rows in turn."""
+
+    def key(call: Call) -> str:
+        x, (n, m, power) = call["x"], geometry(call)
+        made = call.arguments.get("bits") or FLOATS[x.dtype]
+        return f"{bucket(x.numel() // n)} x {n} = {m} x {power}, {FLOATS[x.dtype]} to {made}"
+
+    turns = [Turns(stages, resident) for stages in (1, 2, 3) for resident in (1, 2, 3)]
+    return Tuning(key, candidates=lambda _: turns, choose=lambda _: usual, run=run)
+
+
 def register(
     suffix: str,
     accepts: Callable[[Call], str | None],
-    launch: Callable[[Call], Any],
+    serve: Callable[[Call], Any] | Tuning,
     builds: Callable[[str, tuple[int, ...], Target], Sequence[Build] | str],
     preference: int = 0,
 ) -> None:
     """Let one launch serve both operators on rows; `builds` takes the operator and its bits."""
-    for operator, name, bits in (
-        ("hadamard", "hadamard", (0,)),
-        ("quantize_rows", "quantize_rows", (8, 4)),
-    ):
+    for operator, bits in (("hadamard", (0,)), ("quantize_rows", (8, 4))):
+        name = f"{operator}_{suffix}"
+        tuned = serve if isinstance(serve, Tuning) else None
         KERNELS.add(
             Kernel(
-                name=f"{name}_{suffix}",
+                name=name,
                 operator=operator,
                 accepts=accepts,
-                launch=launch,
+                launch=launch(name, serve) if isinstance(serve, Tuning) else serve,
                 cost=rows_cost,
                 builds=functools.partial(builds, operator, bits),
                 preference=preference,
+                tuning=tuned,
             )
         )
 

@@ -17,7 +17,16 @@ import triton
 import triton.language as tl
 
 from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
-from qpass._kernels.gpu.rows import Task, butterfly, geometry, refused, register, rows_cost
+from qpass._kernels.gpu.rows import (
+    Task,
+    Turns,
+    butterfly,
+    geometry,
+    refused,
+    register,
+    rows_cost,
+    tuning,
+)
 from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
@@ -127,16 +136,16 @@ STAGES = 2
 RESIDENT = 2
 
 
-def run(call: Call, stages: int = STAGES, resident: int = RESIDENT):
+def run(call: Call, turns: Turns):
     """Serve a call with a given configuration."""
     task, (n, _, power) = Task.of(call), geometry(call)
     rows = task.rows.shape[0]
     tile = _tile(n // power, power)
-    programs = min(triton.cdiv(rows, tile["R"]), resident * call.target.multiprocessors)
+    programs = min(triton.cdiv(rows, tile["R"]), turns.resident * call.target.multiprocessors)
     rows_tensor_kernel[(programs,)](
         task.rows, call["signs"], call["factor"], task.out, task.scales,
         rows, task.rows.stride(0), n, n // power, power**-0.5,
-        BITS=task.bits, **tile, STAGES=stages,
+        BITS=task.bits, **tile, STAGES=turns.stages,
         num_warps=warps(tile, call.target), enable_fp_fusion=False,
     )  # fmt: skip
     return task.result
@@ -177,4 +186,4 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
     return found
 
 
-register("tensor", _accepts, run, _builds, preference=10)
+register("tensor", _accepts, tuning(run, Turns(STAGES, RESIDENT)), _builds, preference=10)

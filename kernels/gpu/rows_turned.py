@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
-from qpass._kernels.gpu.rows import Task, geometry, refused, register, rows_cost
+from qpass._kernels.gpu.rows import Task, Turns, geometry, refused, register, rows_cost, tuning
 from qpass._kernels.gpu.rows_tensor import INNER, TYPES, hadamard_matrix
 from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
@@ -109,16 +109,16 @@ def _accepts(call: Call) -> str | None:
     return None
 
 
-def run(call: Call, stages: int = STAGES, resident: int = RESIDENT):
+def run(call: Call, turns: Turns):
     """Serve a call with a given configuration."""
     task = Task.of(call)
     rows, n = task.rows.shape
     tile = _tile(n)
-    programs = min(triton.cdiv(rows, tile["R"]), resident * call.target.multiprocessors)
+    programs = min(triton.cdiv(rows, tile["R"]), turns.resident * call.target.multiprocessors)
     rows_turned_kernel[(programs,)](
         task.rows, call["signs"], call["factor"], task.out, task.scales,
         rows, task.rows.stride(0), n, n**-0.5,
-        BITS=task.bits, **tile, STAGES=stages, num_warps=WARPS,
+        BITS=task.bits, **tile, STAGES=turns.stages, num_warps=WARPS,
     )  # fmt: skip
     return task.result
 
@@ -163,4 +163,4 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
     return found
 
 
-register("turned", _accepts, run, _builds, preference=20)
+register("turned", _accepts, tuning(run, Turns(STAGES, RESIDENT)), _builds, preference=20)

@@ -1,7 +1,6 @@
 """Which tile of a matrix product a program computes, chosen from what a call costs on a target.
 
-The candidates are few; a rough model of time ranks them. `OVERRIDES` has the last word: it maps
-(kernel, target, rows, outputs, columns) to a tile and a number of shares, as a tuner measured them.
+The candidates are few; a rough model of time ranks them, unless a table of measured ones names one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Tile:
 
     `spread`: x is put in the order of the weights' words first, which costs a pass over x and
     saves many small loads; `sort`: it is put in that order in registers. `pace` is the part of the
-    peak that a large product reached on an H200.
+    peak that a large product reached on an H200. `shares`: as many programs share the columns.
     """
 
     rows: int
@@ -32,11 +31,10 @@ class Tile:
     warps: int
     stages: int
     spread: bool
-    pace: float = 0.3
+    pace: float = dataclasses.field(default=0.3, compare=False)
     sort: bool = False
+    shares: int = 1
 
-
-OVERRIDES: dict[tuple[str, str, int, int, int], tuple[Tile, int]] = {}
 
 # the largest tile whose sums stay in registers beside all else, and the largest where the sums of a
 # group are held beside the total
@@ -90,29 +88,34 @@ def shared(tile: Tile, bits: int, size: int) -> int:
     return tile.stages * step + tile.outputs * columns * size
 
 
+def legal(candidates: Sequence[Tile], target: Target, packed: Packed, size: int) -> Sequence[Tile]:
+    """The candidates, as they fit, with all shares; `size` is the bytes of one element of x."""
+    fitted = [fit(tile, packed.group_lines, target) for tile in candidates]
+    found: list[Tile] = []
+    for tile in fitted:
+        if _legal(tile, packed, size, target):
+            chunks = packed.groups * math.ceil(packed.group_lines / tile.lines)
+            shares = [s for s in (1, 2, 4, 8, 16) if s == 1 or s * 2 <= chunks]
+            found += [dataclasses.replace(tile, shares=s) for s in shares]
+    return found
+
+
 def best(
-    kernel: str,
     candidates: Sequence[Tile],
     target: Target,
     kind: str,
     packed: Packed,
     m: int,
     size: int,
-) -> tuple[Tile, int]:
-    """The tile and the number of shares of the columns for m rows of x.
-
-    `kind` says which products are used, `size` is the bytes of one element of x.
-    """
+) -> Tile:
+    """The tile for m rows of x; `kind` says which products are used."""
     bits, n, k = packed.bits, packed.n, packed.k
-    if (override := OVERRIDES.get((kernel, target.name, m, n, k))) is not None:
-        return override
-    fitted = [fit(tile, packed.group_lines, target) for tile in candidates]
-    legal = [tile for tile in fitted if _legal(tile, packed, size, target)]
     rate = target.peak.get(kind, target.peak["fp32"]) / target.multiprocessors
     bandwidth = target.bandwidth / target.multiprocessors
     once = n * k * bits / 8 + m * k * size
 
-    def seconds(tile: Tile, shares: int) -> float:
+    def seconds(tile: Tile) -> float:
+        shares = tile.shares
         programs = math.ceil(m / tile.rows) * math.ceil(n / tile.outputs) * shares
         width = k / shares
         each = programs / target.multiprocessors
@@ -127,9 +130,4 @@ def best(
         apart = 0.0 if shares == 1 else 2.5e-6 + shares * m * n * 8 / target.bandwidth
         return work + passes + apart
 
-    def splits(tile: Tile) -> tuple[int, ...]:
-        chunks = packed.groups * math.ceil(packed.group_lines / tile.lines)
-        return tuple(s for s in (1, 2, 4, 8, 16) if s == 1 or s * 2 <= chunks)
-
-    choices = [(tile, s) for tile in legal for s in splits(tile)]
-    return min(choices, key=lambda choice: seconds(*choice))
+    return min(legal(candidates, target, packed, size), key=seconds)

@@ -14,6 +14,7 @@ from qpass.errors import BadInput
 from qpass.ops.linear import check_linear
 from qpass.runtime.gpu import Build, Call, Cost
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import bucket
 
 HELD = ("weight", "row_scales", "group_scales", "group_offsets", "bias")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,6 +73,14 @@ def refuse_weight(call: Call, x: Tensor) -> str | None:
     if x.numel() == 0 or call["out_features"] == 0:
         return "there is nothing to compute"
     return None
+
+
+def linear_key(call: Call, x: Tensor) -> str:
+    """What a configuration of a linear kernel may depend on; `bucket` stands for the rows."""
+    sizes = f"{bucket(rows_of(x))} x {call['in_features']} x {call['out_features']}"
+    groups = 0 if call["group_scales"] is None else call["group_scales"].shape[1]
+    offsets = " with offsets" if call["group_offsets"] is not None else ""
+    return f"{sizes}, {call['bits']} bit, {groups} groups{offsets}, {TYPES[x.dtype]}"
 
 
 def cost(call: Call, x: Tensor, out: torch.dtype, kind: str) -> Cost:

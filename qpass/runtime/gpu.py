@@ -20,6 +20,7 @@ from qpass.ops.library import specification
 from qpass.registry import Registry
 from qpass.runtime.kernel import Choice, Refusal
 from qpass.runtime.target import Target, target_of
+from qpass.runtime.tuned import Tuning
 
 PLAIN = "plain PyTorch"
 OPERATORS = (
@@ -116,6 +117,8 @@ class Kernel:
     cost: Callable[[Call], Cost]
     builds: Callable[[Target], Sequence[Build] | str]
     preference: int = 0
+    # how it is configured, where there is more than one way
+    tuning: Tuning | None = None
 
 
 KERNELS: Registry[Kernel] = Registry("GPU kernel", "qpass._kernels.gpu")

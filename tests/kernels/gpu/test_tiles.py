@@ -34,7 +34,8 @@ def test_tiles_are_legal(on: Target) -> None:
         chosen = [(linear_codes_matrix.configure(packed, m, on), 1)]
         for dtype in (torch.float32, torch.bfloat16):
             chosen.append((linear_real_matrix.configure(packed, m, dtype, on), dtype.itemsize))
-        for (tile, shares), size in chosen:
+        for tile, size in chosen:
+            shares = tile.shares
             chunks = packed.groups * -(-packed.group_lines // tile.lines)
             assert tiles.shared(tile, packed.bits, size) <= on.shared
             assert shares == 1 or shares <= chunks
@@ -46,17 +47,8 @@ def test_few_rows_of_a_small_layer_are_shared_out() -> None:
     h = next(t for t in TARGETS if t.name == "sm_90")
     small = Packed(4, 4096, 1024, 512, 32, True)
     large = Packed(4, 4096, 131072, 512, 32, True)
-    assert linear_real_matrix.configure(small, 4, torch.bfloat16, h)[1] > 1
-    assert linear_real_matrix.configure(large, 4, torch.bfloat16, h)[1] == 1
-
-
-def test_an_override_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    h = next(t for t in TARGETS if t.name == "sm_90")
-    packed = Packed(8, 256, 256, 64, 1, False)
-    wanted = (tiles.Tile(16, 16, 8, 1, 1, True), 2)
-    monkeypatch.setitem(tiles.OVERRIDES, ("linear_codes_matrix", "sm_90", 5, 256, 256), wanted)
-    assert linear_codes_matrix.configure(packed, 5, h) == wanted
-    assert linear_codes_matrix.configure(packed, 6, h) != wanted
+    assert linear_real_matrix.configure(small, 16, torch.bfloat16, h).shares > 1
+    assert linear_real_matrix.configure(large, 16, torch.bfloat16, h).shares == 1
 
 
 @pytest.mark.parametrize(
