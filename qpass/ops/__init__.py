@@ -4,6 +4,7 @@ from qpass.ops.attention import attention
 from qpass.ops.bits import from_bits, row_bytes, to_bits
 from qpass.ops.blocks import BlocksLinear, linear_blocks, pack_blocks, quantize_blocks
 from qpass.ops.embedding import embedding
+from qpass.ops.experts import PackedExperts, linear_experts, pack_experts
 from qpass.ops.fake_quantize import as_read, fake_quantize
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
@@ -13,6 +14,7 @@ from qpass.ops.quantize import as_integers, integer_rows, plain_rows, quantize_r
 
 __all__ = [
     "BlocksLinear",
+    "PackedExperts",
     "PackedLinear",
     "PointsLinear",
     "as_integers",
@@ -25,9 +27,11 @@ __all__ = [
     "integer_rows",
     "linear_blocks",
     "linear_codes",
+    "linear_experts",
     "linear_points",
     "linear_real",
     "pack_blocks",
+    "pack_experts",
     "pack_linear",
     "plain_rows",
     "quantize_blocks",

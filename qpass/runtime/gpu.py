@@ -31,6 +31,7 @@ OPERATORS = (
     "linear.codes",
     "linear.points",
     "linear.blocks",
+    "linear.experts",
     "embedding",
 )
 

@@ -137,5 +137,6 @@ _RULES: dict[str, Callable[[Call, Any, Any], str | None]] = {
     "linear.codes": _linear,
     "linear.points": _linear,
     "linear.blocks": _linear,
+    "linear.experts": _linear,
     "embedding": _embedding,
 }

@@ -1,4 +1,4 @@
-"""Products of 4-bit floats as hardware takes them, and defects in kernels for blocks."""
+"""Products of 4-bit floats as hardware takes them; defects in kernels for blocks and experts."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ DEFECTS = {
     "signs lost in a product": ("linear_blocks", "wide & 15", "wide & 7"),
     "a row too many": ("linear_blocks", "real_i = i < m", "real_i = i <= m"),
     "a step too few": ("linear_blocks", "steps = tl.cdiv(half,", "steps = (half //"),
+    "a row of the next expert": ("linear_experts", "real_i = i < end", "real_i = i <= end"),
+    "the expert before": ("linear_experts", "blocks = expert.to", "blocks = (expert // 2).to"),
+    "rows of none left out": ("linear_experts", "end = tl.where(e < experts, end, t)", "pass"),
     "scales of other rows": ("linear_blocks", "x_scales += i.to", "x_scales += (i // 2).to"),
 }  # fmt: skip
 

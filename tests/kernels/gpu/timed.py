@@ -96,6 +96,7 @@ def timed() -> Iterator[Timed]:
                 bar if bits == 8 else None,
             )
     yield from _blocks()
+    yield from _experts()
     yield Timed("embedding 4096 of 128256 x 4096", "embedding", _embedding)
     for r in (1, 512):
 
@@ -140,6 +141,31 @@ def _blocks() -> Iterator[Timed]:
                 return codes, of_blocks, factors[:, None], *held(n), *rest
 
             yield Timed(f"{kind} {r} x {k} x {n}", "linear.blocks", product)
+
+
+def _experts() -> Iterator[Timed]:
+    """Experts as models have them: few large ones and many small, for few tokens and many."""
+    for experts, k, n, rows in (
+        (8, 4096, 14336, 2), (8, 4096, 14336, 4096), (64, 2048, 1408, 48), (64, 2048, 1408, 12288),
+    ):  # fmt: skip
+        for bits, group in ((4, 128), (8, None)):
+
+            def held(
+                experts: int = experts, k: int = k, n: int = n, rows: int = rows,
+                bits: int = bits, group: int | None = group,
+            ) -> Any:  # fmt: skip
+                stack = [packed(n, k, bits, group, False) for _ in range(experts)]
+                weight, row_scales, scales, *_ = (
+                    None if parts[0] is None else torch.stack(parts)
+                    for parts in zip(*(one[:4] for one in stack), strict=True)
+                )
+                cuts = torch.randint(0, rows + 1, (experts,), device=DEVICE).sort().values
+                cuts[-1] = rows
+                x = activations(rows, k)
+                return x, cuts, weight, row_scales, scales, None, None, bits, k, n
+
+            name = f"w{bits}a16{'' if group is None else f' g{group}'}"
+            yield Timed(f"{experts} experts {name} {rows} x {k} x {n}", "linear.experts", held)
 
 
 def _bytes(low: int, high: int, *shape: int) -> Tensor:
