@@ -42,6 +42,7 @@ from qpass.report.coverage import Coverage, find_coverage, online_widths
 from qpass.report.inspection import Inspection, inspection
 from qpass.report.rotation import rotation_text
 from qpass.report.terminal import progress
+from qpass.runtime import gpu
 from qpass.runtime.device import this_device
 from qpass.search.measured import CHOICE
 from qpass.targets.holding import find_holdable
@@ -204,6 +205,7 @@ def _quantize(
     check_float(model)
     known = _plan(plan)
     given = known.recipe if known else Recipe.read(recipe, capability=_capability())
+    gpu.insist(given.device)
     with progress() as advance:
         advance("trace", 0, 1)
         captured = capture(model, sample)

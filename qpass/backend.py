@@ -215,9 +215,11 @@ def _plan(
     held = held_by_cache(folded)
     if options.plan is not None:
         plan = options.plan if isinstance(options.plan, Plan) else Plan.load(options.plan)
+        gpu.insist(plan.recipe.device)
         _refuse_data(plan)
         return _within(plan, folded)
     recipe = _recipe(options.recipe, capability)
+    gpu.insist(recipe.device)
     expect_data(recipe, given=False)
     expect_refinable(recipe, given=False)
     expect_ranges(recipe, given=False)

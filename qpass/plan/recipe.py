@@ -22,6 +22,8 @@ from qpass.rounding import ROUNDINGS
 AUTO = "auto"
 BASE = "recipe"
 CUSTOM = "custom"
+# a recipe that asks for no device in particular
+ANY = "any"
 FLOAT = "float"
 # transforms that need no data: those that the recipe names
 FIXED = "fixed"
@@ -57,6 +59,7 @@ class Recipe:
     "auto" takes the least cost for static ones, and for dynamic ones of few bits where there is
     data. `weigh_tokens` counts each token of the data by how far the outputs move with it, for
     which the whole model runs backward once. `keep_tied` leaves a weight that is used twice as one.
+    `device` "cuda" insists on a GPU that kernels serve; without one the recipe is refused.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Recipe:
     embedding: str = "int8"
     keep_tied: bool = False
     seed: int = 0
+    device: str = ANY
 
     @staticmethod
     def read(
@@ -107,6 +111,7 @@ class Recipe:
         _one_of("rotation", self.rotation, ("on", "off", "auto"))
         _one_of("head", self.head, ("int8", FLOAT))
         _one_of("embedding", self.embedding, ("int8", FLOAT))
+        _one_of("device", self.device, (ANY, "cuda"))
         expect_type(bool, "weigh_tokens", self.weigh_tokens, "true or false")
         expect_type(bool, "keep_tied", self.keep_tied, "true or false")
         expect_type(int, "seed", self.seed, "an integer from 0")
@@ -196,6 +201,8 @@ class Recipe:
             del fields["refine"]
         if self.ranges == AUTO:
             del fields["ranges"]
+        if self.device == ANY:
+            del fields["device"]
         return fields
 
     def toml(self) -> str:

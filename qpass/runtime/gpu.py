@@ -10,12 +10,13 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
+from qpass.errors import Unsupported
 from qpass.ops.library import specification
 from qpass.registry import Registry
 from qpass.runtime.kernel import Choice, Refusal
@@ -166,15 +167,30 @@ def why_not() -> str | None:
     return None
 
 
+def lacking() -> str | None:
+    """What this machine lacks for kernels on its GPU, or None; Triton is asked for last."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    found = target_of(torch.cuda.current_device())
+    return found if isinstance(found, str) else why_not()
+
+
+def insist(device: str) -> None:
+    """Raise `Unsupported` where a recipe insists on a GPU and no kernel serves one here."""
+    if device == "cuda" and (why := lacking()) is not None:
+        raise Unsupported(
+            f'the recipe has device = "cuda": {why}\n'
+            "  leave device out to quantize here, or run this where such a GPU is"
+        )
+
+
 def state() -> str:
     """One line for people: which GPU the kernels serve, or why they serve none."""
     if not torch.cuda.is_available():
         return "no GPU kernels: torch finds no CUDA device; models on the CPU are not concerned"
-    found = target_of(torch.cuda.current_device())
-    if isinstance(found, str):
-        return f"no GPU kernels, operators run on plain PyTorch: {found}"
-    if (why := why_not()) is not None:
+    if (why := lacking()) is not None:
         return f"no GPU kernels, operators run on plain PyTorch: {why}"
+    found = cast("Target", target_of(torch.cuda.current_device()))
     return f"GPU kernels for {found.name}: {', '.join(kernel.name for kernel in KERNELS)}"
 
 

@@ -13,6 +13,31 @@ from qpass.ops.library import specification
 from qpass.runtime import gpu
 from qpass.runtime.target import TARGETS, target
 
+REFUSED = """
+import sys
+import torch
+torch.cuda.is_available = lambda: False
+before = set(sys.modules)
+import qpass
+model, x = torch.nn.Sequential(torch.nn.Linear(32, 32)).eval(), torch.randn(2, 32)
+recipe = {"recipe": "w4a16-g64-asym", "device": "cuda", "weight": {"format": "int4", "block": 16}}
+for call in (
+    lambda: qpass.quantize(model, recipe, inputs=x),
+    lambda: torch.compile(model, backend="qpass", options={"recipe": recipe})(x),
+):
+    try:
+        with torch.no_grad():
+            call()
+    except qpass.QpassError as error:
+        assert "no CUDA device" in str(error), error
+        assert type(error).__name__ == "Unsupported", error
+    else:
+        raise AssertionError("it was not refused")
+assert "qpass._kernels.gpu" not in set(sys.modules)
+recipe["device"] = "any"
+assert qpass.quantize(model, recipe, inputs=x) is model
+"""
+
 ROOT = Path(__file__).parents[2]
 
 REGISTERS = """
@@ -32,6 +57,13 @@ def test_registering_loads_no_triton_and_leaves_cuda_alone() -> None:
     code = "import sys, torch\nbefore = set(sys.modules)\n" + REGISTERS
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_for_a_gpu_is_refused_without_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
