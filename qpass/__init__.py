@@ -4,11 +4,11 @@ import logging
 
 from qpass.api import inspect, quantize, rotate
 from qpass.errors import QpassError
+from qpass.evaluation import evaluate
 from qpass.export import export_onnx, onnx_parity
 from qpass.hf.checkpoint import load, save
 from qpass.hf.hook import announce
 from qpass.plan import Plan, Recipe
-from qpass.verify.quality import evaluate
 
 # from here on `from_pretrained` of transformers reads what `save` writes
 announce()

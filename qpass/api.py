@@ -24,7 +24,7 @@ from qpass.calibrate import (
     round_products,
     with_ranges,
 )
-from qpass.capture.call import Inputs
+from qpass.capture.call import Captured, Inputs
 from qpass.capture.elsewhere import on_cpu, to_cpu
 from qpass.capture.export import capture, evaluating, holds_values
 from qpass.capture.results import plain
@@ -260,6 +260,14 @@ def _quantize(
     return model
 
 
+def carried_out(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[Captured, Rewritten]:
+    """The program of a float model, and the same after the exact half of a plan for it."""
+    captured = capture(model, inputs)
+    bounds = _bounds(model, captured.program, inputs, held=False)
+    decide = _decider(plan, plan.recipe, bounds)
+    return captured, _rewritten(model, captured.program, decide, None)
+
+
 def _calibrated(
     done: Rewritten,
     data: Calibration | None,
@@ -347,7 +355,9 @@ def _decider(
     return decide
 
 
-def _rewritten(model: nn.Module, program: Program, decide: _Decide, check: ExactCheck) -> Rewritten:
+def _rewritten(
+    model: nn.Module, program: Program, decide: _Decide, check: ExactCheck | None
+) -> Rewritten:
     """The program after what is decided, without pairs where the modules cannot hold them."""
     done = fold_and_rewrite(program, functools.partial(decide, pairs=True), check)
     if not done.plan.paired or holds_turns(model, program, done.program):

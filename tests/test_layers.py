@@ -27,6 +27,7 @@ LAYERS = (
     ("targets", "report"),
     ("hf",),
     ("api", "backend", "export"),
+    ("evaluation",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

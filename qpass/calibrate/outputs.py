@@ -65,19 +65,24 @@ class Outputs:
             if not len(rows_nv):
                 continue
             if logits:
-                with torch.no_grad():
-                    # a vocabulary is wide: some rows at a time
-                    drawn = [
-                        torch.multinomial(some.softmax(-1), 1, generator=generator)
-                        for some in rows_nv.split(DRAWN)
-                    ]
-                chosen = torch.cat(drawn).squeeze(-1)
-                parts.append(-torch.nn.functional.cross_entropy(rows_nv, chosen, reduction="sum"))
+                parts.append(surprise(rows_nv, generator))
             else:
                 noise = torch.randn(rows_nv.shape, generator=generator).to(rows_nv)
                 size = rows_nv.detach().square().mean().clamp_min(1e-20).sqrt()
                 parts.append((rows_nv * noise).sum() / size)
         return torch.stack(parts).sum() if parts else None
+
+
+def surprise(rows_nv: Tensor, generator: torch.Generator) -> Tensor:
+    """The negative logarithm of what is drawn from each row's distribution, summed up."""
+    with torch.no_grad():
+        # a vocabulary is wide: some rows at a time
+        drawn = [
+            torch.multinomial(some.softmax(-1), 1, generator=generator)
+            for some in rows_nv.split(DRAWN)
+        ]
+    chosen = torch.cat(drawn).squeeze(-1)
+    return torch.nn.functional.cross_entropy(rows_nv, chosen, reduction="sum")
 
 
 def _rows(value: Tensor) -> Tensor:

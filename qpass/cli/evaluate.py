@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +13,18 @@ import typer
 from qpass.cli import gates
 from qpass.cli.output import AsJson, emit
 from qpass.cli.source import Model, load
-from qpass.cli.text import Length, Tokenizer, Windows, read_windows, tracked
+from qpass.cli.text import Length, Tokenizer, Windows, followed, read_windows
 
 if TYPE_CHECKING:
     from qpass.report import Table
+
+
+class Sites(enum.StrEnum):
+    """How the cost of each site is found."""
+
+    PREDICTED = "predicted"
+    MEASURED = "measured"
+
 
 # sites that people are shown
 SHOWN = 10
@@ -24,6 +34,13 @@ def evaluate(
     model: Model,
     text: Annotated[Path, typer.Option(help="A text file to measure on.")],
     reference: Annotated[str, typer.Option(help="The model to compare with, named like MODEL.")],
+    sites: Annotated[
+        Sites | None,
+        typer.Option(
+            help="What each quantized site costs: predicted from gradients, or also measured, "
+            "one site at a time on a few windows. REFERENCE is then the float model."
+        ),
+    ] = None,
     gate: gates.Gates = None,
     tokenizer: Tokenizer = None,
     length: Length = 512,
@@ -32,13 +49,17 @@ def evaluate(
 ) -> None:
     """Measure perplexity, KL divergence, agreement and size against a reference."""
     import qpass
-    from qpass.report.quality import quality_table, sites_table
+    from qpass.report import progress
+    from qpass.report.quality import budget_table, quality_table, sites_table
 
     limits = gates.parse(gate or ())
     batches = read_windows(tokenizer or reference, text, length, windows) or ()
     pair = load(model).model, load(reference).model
-    with tracked("compare with the reference", batches) as following:
-        found = qpass.evaluate(*pair, following)
+    how = None if sites is None else sites.value
+    with progress() as advance:
+        following = followed(advance, "compare with the reference", batches)
+        told = functools.partial(advance, "cost of each site")
+        found = qpass.evaluate(*pair, following, budget=how, advance=told)
     failed = gates.failures(limits, found)
     if as_json:
         emit({"quality": found, "gate": failed}, as_json=True)
@@ -46,6 +67,8 @@ def evaluate(
         tables = {"quality": quality_table("quality", {model: found})}
         if found.sites:
             tables["sites"] = _worst(sites_table(found))
+        if found.budget is not None:
+            tables["budget"] = budget_table(found.budget)
         emit(tables, as_json=False)
     for why in failed:
         sys.stderr.write(f"qpass: gate failed: {why}\n")

@@ -15,6 +15,8 @@ from qpass.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qpass.report.terminal import Progress
+
 Length = Annotated[int, typer.Option(min=2, help="Tokens of one window of text.")]
 Windows = Annotated[int, typer.Option(min=1, help="At most so many windows, evenly spaced.")]
 Tokenizer = Annotated[
@@ -28,14 +30,15 @@ def tracked(step: str, batches: Sequence[Tensor]) -> Generator[Iterator[Tensor]]
     from qpass.report import progress
 
     with progress() as advance:
+        yield followed(advance, step, batches)
 
-        def following() -> Iterator[Tensor]:
-            for done, batch in enumerate(batches):
-                advance(step, done, len(batches))
-                yield batch
-            advance(step, len(batches), len(batches))
 
-        yield following()
+def followed(advance: Progress, step: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The batches, one after the other, of which `advance` is told."""
+    for done, batch in enumerate(batches):
+        advance(step, done, len(batches))
+        yield batch
+    advance(step, len(batches), len(batches))
 
 
 def read_windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qpass.report.table import Cell, Table
-from qpass.verify import Estimate, Evaluation
+from qpass.verify import Budget, Estimate, Evaluation, SiteCost
 
 QUALITY = ("weights MB", "perplexity", "KL to reference", "same top-1")
 
@@ -45,3 +45,19 @@ def sites_table(found: Evaluation) -> Table:
     ordered = [*sorted(measured, key=lambda site: -(site.error or 0.0)), *rest]
     rows = tuple((site.path or "the model", site.error, site.why or None) for site in ordered)
     return Table("relative error of each site's output", ("site", "error", "why none"), rows)
+
+
+def budget_table(budget: Budget) -> Table:
+    """What each site costs, the dearest first, and all of them together."""
+
+    def cost(site: SiteCost) -> float:
+        return site.measured.value if site.measured is not None else site.predicted or 0.0
+
+    rows: list[tuple[Cell, ...]] = [
+        (site.site, site.error, site.predicted, estimate_text(site.measured))
+        for site in sorted(budget.sites, key=cost, reverse=True)
+    ]
+    rows.append(("the sum", None, budget.predicted, estimate_text(budget.measured)))
+    rows.append(("all at once", None, None, estimate_text(budget.whole)))
+    columns = ("site", "relative squared error", "predicted KL", "measured KL")
+    return Table("what each site's quantization costs by itself", columns, tuple(rows))

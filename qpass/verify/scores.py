@@ -54,13 +54,48 @@ class SiteError:
 
 @final
 @dataclass(frozen=True, slots=True)
+class SiteCost:
+    """What quantizing one site costs a model that is float otherwise, in nats a position.
+
+    `error` is the squared error of what the site makes over its square, on the float model's
+    values. `predicted` is linear in it (None where no gradient of the outputs reaches the site),
+    `measured` is the KL divergence from the float model (None if not asked for).
+    """
+
+    site: str
+    error: float
+    predicted: float | None
+    measured: Estimate | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Whose quantization costs what, in the order of the graph, and all of it together.
+
+    `whole` is measured with everything quantized, `measured` the sum over sites of what each costs
+    alone; both on the same windows.
+    """
+
+    sites: tuple[SiteCost, ...]
+    whole: Estimate
+    measured: Estimate | None
+
+    @property
+    def predicted(self) -> float:
+        """The sum over sites."""
+        return math.fsum(site.predicted or 0.0 for site in self.sites)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """A model measured against a reference on the same windows.
 
     `kl` is KL(reference || model) in nats a position, `agreement` the share of positions with
     the same most likely token, `perplexity_ratio` the model's over the reference's with the error
     of the paired difference. Perplexities are None for models that predict no next token.
-    Megabytes are 10^6 bytes of state.
+    Megabytes are 10^6 bytes of state. `budget` is there if it was asked for.
     """
 
     windows: int
@@ -75,6 +110,7 @@ class Evaluation:
     megabytes: float
     reference_megabytes: float
     sites: tuple[SiteError, ...] = ()
+    budget: Budget | None = None
 
 
 def summarize(

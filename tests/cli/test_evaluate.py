@@ -68,3 +68,22 @@ def test_a_wrong_gate_and_a_wrong_text_exit_with_2(tmp_path: Path, capsys) -> No
     assert "did you mean 'kl'" in capsys.readouterr().err
     assert run(["eval", "m", "--reference", "r", "--text", text]) == 2
     assert "absent.txt" in capsys.readouterr().err
+
+
+@needs_tokenizer
+def test_the_cost_of_each_site(files: tuple[str, str, str], capsys, tmp_path: Path) -> None:
+    _, reference, text = files
+    changed = str(tmp_path / "changed")
+    assert run(["quantize", reference, "-r", "w8a16", "-o", changed]) == 0
+    options = ["--reference", reference, "--text", text, "--length", "16", "--windows", "3"]
+    capsys.readouterr()
+    assert run(["eval", changed, *options, "--sites", "measured"]) == 0
+    shown = capsys.readouterr().out
+    assert "predicted KL" in shown
+    assert "model.layers.0.mlp.down_proj.weight" in shown
+    assert run(["eval", changed, *options, "--sites", "predicted", "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)["quality"]["budget"]
+    assert len(budget["sites"]) == 9
+    assert budget["measured"] is None
+    assert run(["eval", reference, *options, "--sites", "predicted"]) == 2
+    assert "not quantized" in capsys.readouterr().err
