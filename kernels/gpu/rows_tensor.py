@@ -43,10 +43,9 @@ TYPES = (torch.bfloat16, torch.float16)
 
 
 @triton.jit
-def hadamard_matrix(ORDER: tl.constexpr, dtype: tl.constexpr):
-    """The Sylvester matrix: entry (i, j) is -1 where i & j has an odd number of ones."""
-    i = tl.arange(0, ORDER)
-    odd = i[:, None] & i[None, :]
+def hadamard_rows(i, ORDER: tl.constexpr, dtype: tl.constexpr):
+    """Rows i of the Sylvester matrix: entry (i, j) is -1 where i & j has an odd number of ones."""
+    odd = i[:, None] & tl.arange(0, ORDER)[None, :]
     odd ^= odd >> 4
     odd ^= odd >> 2
     odd ^= odd >> 1
@@ -67,7 +66,7 @@ def rows_tensor_kernel(
     inside = part // A % B < blocks
     column = (part % (B * A))[:, None] * 128 + i[None, :]
     signs = tl.load(signs_ptr + column, mask=inside[:, None], other=0.0).to(dtype)
-    h = hadamard_matrix(128, dtype)
+    h = hadamard_rows(i, 128, dtype)
     # the factor is 1 or -1
     scale *= tl.load(factor_ptr)
     for turn in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):

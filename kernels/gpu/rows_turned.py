@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from qpass._kernels.gpu.row_codes import magnitudes, row_codes, row_scales
+from qpass._kernels.gpu.row_codes import TO_INTEGER, magnitudes, row_scales
 from qpass._kernels.gpu.rows import Task, Turns, geometry, refused, register, rows_cost, tuning
-from qpass._kernels.gpu.rows_tensor import INNER, TYPES, hadamard_matrix
+from qpass._kernels.gpu.rows_tensor import INNER, TYPES, hadamard_rows
 from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
@@ -30,7 +30,7 @@ LEAST, MOST = 2 * INNER, COLUMNS // 4 * INNER
 FEWEST_ROWS = 256
 WARPS = 8
 # turns whose rows are asked for before their time
-STAGES = 2
+STAGES = 3
 # programs on one multiprocessor
 RESIDENT = 1
 
@@ -54,36 +54,61 @@ def rows_turned_kernel(
     inner = tl.arange(0, 128)
     place = tl.arange(0, A)[:, None] * 128 + inner[None, :]
     signs = tl.load(signs_ptr + place).to(dtype)[None, :, :]
-    h = hadamard_matrix(128, dtype)
+    if BITS > 0:
+        # a thread holds rows i and i + 8 of the product: let them be neighbours in a row of codes
+        h = hadamard_rows(inner // 16 * 16 + inner % 8 * 2 + inner // 8 % 2, 128, dtype)
+    else:
+        h = hadamard_rows(inner, 128, dtype)
     # the factor is 1 or -1
     scale *= tl.load(factor_ptr)
     # numbers of columns: rows above, parts, 4 rows that lie in 4 threads, 2 parts
     number = tl.arange(0, R * A)
     part = number // 8 % (A // 2) * 2 + number % 2
     row_of = number // (4 * A) * 4 + number // 2 % 4
-    target = part[:, None] * 128 + inner[None, :]
+    wide: tl.constexpr = 64 if BITS > 0 else 128
+    target = part[:, None] * wide + tl.arange(0, wide)[None, :]
     for turn in tl.range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0), num_stages=STAGES):
         r = (turn * R + tl.arange(0, R))[:, None, None]
         at = r.to(tl.int64) * stride + place[None, :, :]
         x = tl.load(x_ptr + at, mask=r < rows, other=0.0) * signs
         x = tl.permute(tl.reshape(x, (R // 4, 4, A // 2, 2, 128)), (0, 2, 1, 3, 4))
         y = tl.dot(h, tl.trans(tl.reshape(x, (R * A, 128))))
-        y = _stage(y, R * A // 2, 1)
-        for step in tl.static_range(LOG - 1):
+        if LOG > 1:
+            y = _stage(y, R * A // 2, 1)
+        for step in tl.static_range(LOG - 2):
             y = _stage(y, R * A // 2 // (8 * 2**step), 8 * 2**step)
+        # the last stage, on the highest bit of a part's number
+        LOW: tl.constexpr = 8 * 2 ** (LOG - 2) if LOG > 1 else 1
+        HIGH: tl.constexpr = R * A // 2 // LOW
+        low, high = tl.split(tl.permute(tl.reshape(y, (128, HIGH, 2, LOW)), (0, 1, 3, 2)))
+        y = tl.permute(tl.join(low + high, low - high), (0, 1, 3, 2))
+        y = tl.reshape(y, (128, R * A))
         to = turn * R + row_of
         held = (to < rows)[:, None]
-        out = out_ptr + (to.to(tl.int64) * n)[:, None] + target
         if BITS == 0:
+            out = out_ptr + (to.to(tl.int64) * n)[:, None] + target
             tl.store(out, tl.trans((y * scale).to(out_ptr.dtype.element_ty)), mask=held)
         else:
             y = tl.reshape(y, (128, R // 4, A // 2, 4, 2))
-            size = tl.max(tl.max(tl.max(magnitudes(y), axis=4), axis=2), axis=0)
+            # the larger of a sum and a difference is the sum of magnitudes, after rounding too
+            size = magnitudes(tl.abs(low) + tl.abs(high))
+            if LOG > 1:
+                size = tl.max(tl.reshape(size, (128, R // 4, A // 4, 4, 2)), axis=4)
+            else:
+                size = tl.reshape(size, (128, R // 4, 1, 4))
+            size = tl.max(tl.max(size, axis=2), axis=0)
             largest = tl.reshape(size, (R,)).to(tl.float32, bitcast=True) * tl.abs(scale)
             found, to_codes, kept = row_scales(largest.to(tl.int32, bitcast=True), BITS)
             to_codes = tl.reshape(to_codes * scale, (R // 4, 4))[None, :, None, :, None]
-            codes = row_codes(y, to_codes, tl.reshape(kept, (R // 4, 4))[None, :, None, :, None])
-            tl.store(out, tl.trans(tl.reshape(codes, (128, R * A))), mask=held)
+            # two codes make an int16, which moves between threads faster than bytes do
+            shifted = (y * to_codes + TO_INTEGER).to(tl.int32, bitcast=True)
+            pairs = tl.permute(tl.reshape(shifted, (8, 2, 8, R * A)), (0, 2, 3, 1))
+            first, second = tl.split(pairs)
+            both = tl.reshape((first & 255) | (second << 8), (64, R // 4, A // 2, 4, 2))
+            kept = tl.reshape(kept * 257, (R // 4, 4))[None, :, None, :, None]
+            both = tl.trans(tl.reshape((both & kept).to(tl.int16), (64, R * A)))
+            out = out_ptr + (to.to(tl.int64) * (n // 2))[:, None] + target
+            tl.store(out, both, mask=held)
             row = turn * R + tl.arange(0, R)
             tl.store(scales_ptr + row, found, mask=row < rows)
 
@@ -116,7 +141,8 @@ def run(call: Call, turns: Turns):
     tile = _tile(n)
     programs = min(triton.cdiv(rows, tile["R"]), turns.resident * call.target.multiprocessors)
     rows_turned_kernel[(programs,)](
-        task.rows, call["signs"], call["factor"], task.out, task.scales,
+        task.rows, call["signs"], call["factor"],
+        task.out.view(torch.int16) if task.bits else task.out, task.scales,
         rows, task.rows.stride(0), n, n**-0.5,
         BITS=task.bits, **tile, STAGES=turns.stages, num_warps=WARPS,
     )  # fmt: skip
@@ -148,7 +174,7 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
                 function=rows_turned_kernel,
                 signature={
                     "x_ptr": "*bf16", "signs_ptr": "*fp32", "factor_ptr": "*fp32",
-                    "out_ptr": "*i8" if bits else "*bf16", "scales_ptr": "*fp32",
+                    "out_ptr": "*i16" if bits else "*bf16", "scales_ptr": "*fp32",
                     "rows": "i32", "stride": "i32", "n": "i32", "scale": "fp32",
                 },
                 constants={"BITS": bits, **tile, "STAGES": STAGES},
