@@ -150,9 +150,10 @@ def tiles_for(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
         return (Tile(16, 32, 8, 4, 2, False), Tile(64, 64, 8, 8, 2, True))
     few = (
         Tile(16, 64, long, 4, 4, False, 0.15, sort=True),
-        Tile(16, 128, long, 4, 4, False, 0.15, sort=True),
-        Tile(32, 64, long, 4, 4, False, 0.15, sort=True),
-        Tile(64, 64, long, 4, 3, False, 0.4, sort=True),
+        Tile(16, 128, long, 4, 4, False, 0.2, sort=True),
+        Tile(16, 128, long, 8, 4, False, 0.15),
+        Tile(32, 128, long, 4, 4, False, 0.2, sort=True),
+        Tile(64, 64, long, 4, 3, True, 0.4),
         Tile(64, 128, long, 8, 3, True, 0.4),
     )
     if scaled:
@@ -161,6 +162,7 @@ def tiles_for(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
             Tile(64, 128, long, 4, 3, True, 0.55),
             Tile(128, 64, long, 4, 3, True, 0.55),
             Tile(128, 128, long, 8, 3, True, 0.53),
+            Tile(128, 128, long, 8, 3, False, 0.53, sort=True),
         )
     return (
         *few,

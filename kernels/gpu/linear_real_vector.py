@@ -24,7 +24,7 @@ from qpass.runtime.target import Target
 from qpass.runtime.tuned import Tuning, bucket, launch
 
 # rows of x that share what is made of the words
-MOST_ROWS = 4
+MOST_ROWS = 2
 # what two values of x in one int32 may be
 PAIRS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -72,21 +72,19 @@ def _row(
 @triton.jit
 def _store(total, out, i, m, n, row, row_scales, bias, SHARES: tl.constexpr):
     y = tl.sum(total, 0)
-    held = row < tl.where(i < m, n, 0)
-    place = i.to(tl.int64) * n + row
     if SHARES > 1:
-        tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, y, mask=held)
+        tl.store(out + (tl.program_id(1) * m + i) * n + row, y, mask=row < n)
     else:
         y *= tl.load(row_scales + row, mask=row < n, other=0.0)
         if bias is not None:
             y += tl.load(bias + row, mask=row < n, other=0.0).to(tl.float32)
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=held)
+        tl.store(out + i * n + row, y.to(out.dtype.element_ty), mask=row < n)
 
 
 @triton.jit
 def linear_real_vector(
     x, words, row_scales, group_scales, group_offsets, bias, out,
-    m, n, lines, groups, width, stride,
+    n, lines, groups, width, stride,
     BITS: tl.constexpr, GROUP_LINES: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr,
     WHOLE: tl.constexpr, SHARES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, AHEAD: tl.constexpr,
@@ -106,15 +104,9 @@ def linear_real_vector(
     first = tl.program_id(1) * share
     last = first + share if WHOLE else tl.minimum(first + share, lines)
     words += block.to(tl.int64) * lines * 16
-    # rows beyond the last repeat it
-    i = tl.program_id(2) * BM
-    x0 = x + i.to(tl.int64) * stride
-    x1 = x + tl.minimum(i + 1, m - 1).to(tl.int64) * stride
-    x2 = x + tl.minimum(i + 2, m - 1).to(tl.int64) * stride
-    x3 = x + tl.minimum(i + 3, m - 1).to(tl.int64) * stride
     nothing = tl.zeros((BL, BN), tl.float32)
     none = tl.zeros((BL,), tl.float32)
-    total0, total1, total2, total3 = nothing, nothing, nothing, nothing
+    total0, total1 = nothing, nothing
     if AHEAD:
         line = first + tl.arange(0, BL)
         ahead = tl.load(words + line[:, None] * 16 + rows[None, :], mask=(line < last)[:, None])
@@ -134,9 +126,8 @@ def linear_real_vector(
             if group_offsets is not None:
                 offset = tl.load(group_offsets + at, mask=reals)
         for r in tl.static_range(BM):
-            source = x0 if r == 0 else (x1 if r == 1 else (x2 if r == 2 else x3))
             products, sums = _row(
-                nothing, none, source, w, line, real, GROUP_LINES, width,
+                nothing, none, x + r * stride, w, line, real, GROUP_LINES, width,
                 BITS, EVEN, PAIRS, ZERO, nought,
             )  # fmt: skip
             if group_scales is not None:
@@ -147,19 +138,12 @@ def linear_real_vector(
                 products = tl.where(reals, products, 0.0)
             if r == 0:
                 total0 += products
-            elif r == 1:
-                total1 += products
-            elif r == 2:
-                total2 += products
             else:
-                total3 += products
+                total1 += products
     row = block * 16 + rows
-    _store(total0, out, i, m, n, row, row_scales, bias, SHARES)
+    _store(total0, out, 0, BM, n, row, row_scales, bias, SHARES)
     if BM > 1:
-        _store(total1, out, i + 1, m, n, row, row_scales, bias, SHARES)
-    if BM > 2:
-        _store(total2, out, i + 2, m, n, row, row_scales, bias, SHARES)
-        _store(total3, out, i + 3, m, n, row, row_scales, bias, SHARES)
+        _store(total1, out, 1, BM, n, row, row_scales, bias, SHARES)
 
 
 def _accepts(call: Call) -> str | None:
@@ -188,18 +172,19 @@ class Share:
 def configure(packed: Packed, m: int, target: Target) -> Share:
     """The share of a program, for m rows of x."""
     blocks, many = -(-packed.n // ROWS), target.multiprocessors
-    if m > 2:
-        return Share(ROWS, 64, 8, 1 if blocks >= many else 2)
+    if m > 1:
+        return Share(ROWS, 64, 4, 1)
     if blocks >= 3 * many:
-        return Share(ROWS, 64, 4, 1) if packed.bits == 4 else Share(ROWS, 256, 16, 1)
+        few = packed.bits == 4 and packed.lines < 1024
+        return Share(ROWS, 64, 4, 1, ahead=True) if few else Share(ROWS, 256, 16, 1)
     # 16 warps on each multiprocessor keep enough loads in the air
-    lines = 256 if packed.lines >= 1024 else 128
-    if blocks >= 3 * many // 2:
-        return Share(ROWS, lines, 16, 1)
-    if packed.lines < 1024:
-        return Share(ROWS // 2, 128, 8, 1)
-    shares = 2 if blocks >= many // 2 else 4
-    return Share(ROWS, lines, 16, shares if packed.lines >= lines * shares else 1)
+    if blocks >= many and packed.lines < 1024:
+        return Share(ROWS, 128, 16, 1)
+    if blocks >= many or packed.lines < 256:
+        return Share(ROWS, 256, 16, 1, ahead=True)
+    # as many programs as multiprocessors, or columns are shared
+    shares = 1 if 4 * blocks >= many else 2 if packed.lines < 2048 else 4
+    return Share(ROWS // 2, 256, 16, shares)
 
 
 def run(call: Call, share: Share) -> Tensor:
@@ -211,19 +196,18 @@ def run(call: Call, share: Share) -> Tensor:
     out = x.new_empty((*call["x"].shape[:-1], n))
     target = out if shares == 1 else x.new_empty((shares, m, n), dtype=torch.float32)
     even = packed.width % packed.step == 0
-    together = 1 if m == 1 else 2 if m == 2 else MOST_ROWS
     pairs = PAIRS.get(x.dtype) if even and x.storage_offset() % 2 == 0 else None
     if pairs is not None and x.stride(0) % 2:
         x = x.contiguous()
     held = x if pairs is None else x.view(torch.int32)
     pieces = weight.shape[0] * (ROWS // share.outputs)
-    linear_real_vector[(pieces, shares, triton.cdiv(m, together))](
+    linear_real_vector[(pieces, shares)](
         held, weight.view(torch.int32), call["row_scales"],
         call["group_scales"], call["group_offsets"], call["bias"], target,
-        m, n, packed.lines, packed.groups, packed.width, held.stride(0),
+        n, packed.lines, packed.groups, packed.width, held.stride(0),
         BITS=packed.bits, GROUP_LINES=packed.group_lines, EVEN=even, PAIRS=pairs,
         WHOLE=packed.lines % (share.lines * shares) == 0, SHARES=shares,
-        BM=together, BN=share.outputs, BL=share.lines, AHEAD=share.ahead,
+        BM=m, BN=share.outputs, BL=share.lines, AHEAD=share.ahead,
         num_warps=share.warps * 32 // call.target.warp,
     )  # fmt: skip
     if shares > 1:
@@ -260,7 +244,7 @@ def _builds(target: Target) -> Sequence[Build] | str:
     builds: list[Build] = []
     for bits, kind, scales, offsets, m in (
         (4, "bf16", True, False, 1), (4, "fp16", True, True, 1), (4, "bf16", False, False, 1),
-        (8, "bf16", False, False, 1), (4, "fp32", True, False, 1), (4, "bf16", True, False, 4),
+        (8, "bf16", False, False, 1), (4, "fp32", True, False, 1), (4, "bf16", True, False, 2),
     ):  # fmt: skip
         packed = Packed(bits, 14336, 4096, 14336 * bits // 32, 112 if scales else 1, scales)
         share = configure(packed, m, target)
@@ -274,7 +258,7 @@ def _builds(target: Target) -> Sequence[Build] | str:
         signature = {
             "x": "*fp32" if kind == "fp32" else "*i32", "words": "*i32", "row_scales": "*fp32",
             "group_scales": "*fp16", "group_offsets": "*fp16",
-            "bias": f"*{kind}", "out": f"*{kind}", "m": "i32",
+            "bias": f"*{kind}", "out": f"*{kind}",
             "n": "i32", "lines": "i32", "groups": "i32", "width": "i32", "stride": "i32",
         }  # fmt: skip
         grouped = packed.n * packed.groups * 2 * (scales + offsets)

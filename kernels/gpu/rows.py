@@ -311,7 +311,7 @@ def tuning(run: Callable[[Call, Turns], Any], usual: Turns) -> Tuning:
         made = call.arguments.get("bits") or FLOATS[x.dtype]
         return f"{bucket(x.numel() // n)} x {n} = {m} x {power}, {FLOATS[x.dtype]} to {made}"
 
-    turns = [Turns(stages, resident) for stages in (1, 2, 3) for resident in (1, 2, 3)]
+    turns = [Turns(stages, resident) for stages in (1, 2, 3, 4) for resident in (1, 2)]
     return Tuning(key, candidates=lambda _: turns, choose=lambda _: usual, run=run)
 
 
