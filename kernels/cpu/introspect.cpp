@@ -76,7 +76,9 @@ QPASS_EXPORT int64_t qpass_explain_rows(int64_t m, int64_t n, int64_t order, int
   c.power = power;
   c.signs = order ? &kPresent : nullptr;
   c.type = static_cast<qpass::Float>(type);
-  c.bits = bits;
+  c.high = bits ? (1 << (bits - 1)) - 1 : 0;
+  c.low = -c.high;
+  c.clip = 1;
   c.scales = bits ? &scale : nullptr;
   c.out = bits ? nullptr : &scale;
   return write(qpass::explain(c), buffer, size);

@@ -80,7 +80,8 @@ struct Rows {
   void* out;      // [m, n] of type, or null when codes are wanted
   int8_t* codes;  // [m, n]
   float* scales;  // [m]
-  int bits;
+  int low, high;  // the first and the last code
+  float clip;     // the share of the largest magnitude that `high` stands for
 };
 
 // out[i, d] = codes[indices[i], d] * scales[indices[i]]; indices are checked before

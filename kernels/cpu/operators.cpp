@@ -112,16 +112,20 @@ Tensor hadamard(Tensor x_in, Tensor signs, Tensor factor, int64_t power) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> quantize_rows(Tensor x_in, int64_t bits, std::optional<Tensor> signs,
-                                         std::optional<Tensor> factor, int64_t power) {
+std::tuple<Tensor, Tensor> clipped_rows(Tensor x_in, int64_t low, int64_t high, double clip,
+                                        std::optional<Tensor> signs, std::optional<Tensor> factor,
+                                        int64_t power) {
   const Tensor x = dense(x_in);
-  require(bits >= 2 && bits <= 8, "quantize_rows", "activation codes have 2 to 8 bits");
+  require(low >= -128 && low < 0 && high > 0 && high <= 127, "quantize_rows", "codes are bytes");
+  require(clip > 0 && clip <= 1, "quantize_rows", "the clip lies in (0, 1]");
   Rows c{};
   c.n = last_size(x);
   const Transform t{dense(signs), dense(factor)};
   read_transform(c, t, power);
   c.type = float_type(x.scalar_type(), "quantize_rows");
-  c.bits = static_cast<int>(bits);
+  c.low = static_cast<int>(low);
+  c.high = static_cast<int>(high);
+  c.clip = static_cast<float>(clip);
   const Tensor codes = empty(leading(x), c.n, aoti_torch_dtype_int8());
   const Tensor scales = empty(leading(x), 1, aoti_torch_dtype_float32());
   c.m = scales.numel();
@@ -131,6 +135,13 @@ std::tuple<Tensor, Tensor> quantize_rows(Tensor x_in, int64_t bits, std::optiona
   if (c.n == 0) std::memset(c.scales, 0, static_cast<size_t>(c.m) * sizeof(float));
   run_rows(c);
   return {codes, scales};
+}
+
+std::tuple<Tensor, Tensor> quantize_rows(Tensor x, int64_t bits, std::optional<Tensor> signs,
+                                         std::optional<Tensor> factor, int64_t power) {
+  require(bits >= 2 && bits <= 8, "quantize_rows", "activation codes have 2 to 8 bits");
+  const int64_t last = (int64_t{1} << (bits - 1)) - 1;
+  return clipped_rows(x, -last, last, 1.0, signs, factor, power);
 }
 
 Tensor embedding(Tensor indices_in, Tensor codes_in, Tensor scales_in, ScalarType dtype) {
@@ -169,6 +180,7 @@ Tensor embedding(Tensor indices_in, Tensor codes_in, Tensor scales_in, ScalarTyp
 STABLE_TORCH_LIBRARY_IMPL(qpass, CPU, library) {
   library.impl("hadamard", TORCH_BOX(&qpass::hadamard));
   library.impl("quantize_rows", TORCH_BOX(&qpass::quantize_rows));
+  library.impl("quantize_rows.clipped", TORCH_BOX(&qpass::clipped_rows));
   library.impl("linear.codes", TORCH_BOX(&qpass::linear_codes));
   library.impl("linear.real", TORCH_BOX(&qpass::linear_real));
   library.impl("embedding", TORCH_BOX(&qpass::embedding));

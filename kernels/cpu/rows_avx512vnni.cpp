@@ -159,13 +159,15 @@ void quantize(const Rows& c, int64_t row, const float* x) {
   const bool zero = largest_bits < kSmallestRow, finite = largest_bits < kInfinity;
   float largest;
   __builtin_memcpy(&largest, &largest_bits, 4);
-  const float top = static_cast<float>((1 << (c.bits - 1)) - 1);
-  c.scales[row] = zero ? 0.0f : finite ? largest / top : __builtin_nanf("");
-  const __m512 to_codes = _mm512_set1_ps(top / largest);
+  const float top = static_cast<float>(c.high), reach = largest * c.clip;
+  c.scales[row] = zero ? 0.0f : finite ? reach / top : __builtin_nanf("");
+  const __m512 to_codes = _mm512_set1_ps(top / reach), high = _mm512_set1_ps(top);
+  const __m512 low = _mm512_set1_ps(static_cast<float>(c.low));
   const __mmask16 counts = zero || !finite ? 0 : 0xffff;
   for (int64_t i = 0; i < c.n; i += 16) {
-    const __m512 v = _mm512_maskz_mul_ps(counts, _mm512_load_ps(x + i), to_codes);
-    // rounds to even; the largest product rounds to `top`, so that nothing needs clamping
+    __m512 v = _mm512_maskz_mul_ps(counts, _mm512_load_ps(x + i), to_codes);
+    v = _mm512_min_ps(_mm512_max_ps(v, low), high);
+    // rounds to even
     _mm512_mask_cvtsepi32_storeu_epi8(c.codes + row * c.n + i, first_lanes(c.n - i),
                                       _mm512_cvtps_epi32(v));
   }

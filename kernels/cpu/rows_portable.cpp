@@ -148,13 +148,16 @@ void quantize(const Rows& c, int64_t row, const float* x) {
     c.scales[row] = largest < kSmallestRow ? 0.0f : float_of(0x7fc00000u);
     return;
   }
-  const float top = static_cast<float>((1 << (c.bits - 1)) - 1);
-  const float to_codes = top / float_of(largest);
-  c.scales[row] = float_of(largest) / top;
+  const float low = static_cast<float>(c.low), high = static_cast<float>(c.high);
+  const float reach = float_of(largest) * c.clip;
+  const float to_codes = high / reach;
+  c.scales[row] = reach / high;
   const int64_t count = c.n;
-  // the largest product rounds to `top`, so that nothing needs clamping
   for (int64_t i = 0; i < count; ++i) {
-    const float rounded = (x[i] * to_codes + kRounder) - kRounder;
+    float code = x[i] * to_codes;
+    code = code < low ? low : code;
+    code = code > high ? high : code;
+    const float rounded = (code + kRounder) - kRounder;
     codes[i] = static_cast<int8_t>(static_cast<int32_t>(rounded));
   }
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,6 +69,21 @@ def test_quantizing_is_exact(isa: Isa, n: int, bits: int) -> None:
         with native.capped(isa), poisoned():
             codes, scales = ops.quantize_rows(x, bits)
         want_codes, want_scales = specification("quantize_rows")(x, bits)
+        assert torch.equal(codes, want_codes)
+        assert torch.equal(scales.nan_to_num(nan=-1), want_scales.nan_to_num(nan=-1))
+
+
+@pytest.mark.parametrize("n", [1, 17, 100])
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (-127, 127), (-128, 127), (-2, 1)])
+def test_clipped_rows_are_exact(isa: Isa, n: int, low: int, high: int) -> None:
+    clipped = torch.ops.qpass.quantize_rows.clipped
+    for dtype, clip in itertools.product(RESULT, (0.7, 0.96, 1.0)):
+        x = torch.randn(6, n, generator=torch.Generator().manual_seed(n)).to(dtype)
+        x[0] = 0
+        x[1, 0] = torch.nan
+        with native.capped(isa), poisoned():
+            codes, scales = clipped(x, low, high, clip)
+        want_codes, want_scales = specification("quantize_rows.clipped")(x, low, high, clip)
         assert torch.equal(codes, want_codes)
         assert torch.equal(scales.nan_to_num(nan=-1), want_scales.nan_to_num(nan=-1))
 
