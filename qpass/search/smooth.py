@@ -40,9 +40,15 @@ CHANNELS = 256
 @final
 @dataclass(frozen=True, slots=True)
 class Smooth(Chooser):
-    """Adds scales to regions that are free under positive diagonals."""
+    """Adds scales to regions that are free under positive diagonals.
+
+    One of `strengths` for each region: how much of an activation's size moves into the weights.
+    Without `balance` the weights have no say in it.
+    """
 
     name: str = "smooth"
+    strengths: tuple[float, ...] = STRENGTHS
+    balance: bool = True
 
     def choose(self, task: Task) -> tuple[Plan, tuple[Note, ...]]:
         holdout = Holdout(task)
@@ -58,7 +64,7 @@ class Smooth(Chooser):
             task.advance("find scales", at, len(regions))
             if region.pins or (region.name, region.group) in held:
                 continue
-            if (scales := products.scales(region)) is not None:
+            if (scales := products.scales(region, self)) is not None:
                 element = Element.of("diagonal", scales)
                 chosen.append(Changed(region.name, region.group, element))
         task.advance("find scales", len(regions), len(regions))
@@ -85,7 +91,7 @@ class _Products:
         seed = task.plan.recipe.seed
         self._rows = sample(task.program, after, matmuls, batches, self._base, seed)
 
-    def scales(self, region: Region) -> Tensor | None:
+    def scales(self, region: Region, how: Smooth) -> Tensor | None:
         """The scales `[h, w]` of a region that cost least, or None for none."""
         readers = [s for s in region.sites if s.power < 0 and self._reads(s)]
         whole = all(self._scaled_alike(s) for s in region.sites if s.power > 0)
@@ -94,8 +100,8 @@ class _Products:
         x_hw, w_hw = self._sizes(region, readers)
         flat = torch.zeros(region.heads, region.width, dtype=torch.float64)
         least, best = GAIN * self._cost(readers, flat), None
-        for strength in STRENGTHS:
-            scales = (1 - strength) * w_hw.log() - strength * x_hw.log()
+        for strength in how.strengths:
+            scales = (1 - strength) * w_hw.log() * how.balance - strength * x_hw.log()
             # nothing is gained by a common factor
             scales = (scales - scales.mean()).clamp(-_LOG, _LOG)
             if (cost := self._cost(readers, scales)) < least:

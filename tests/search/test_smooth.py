@@ -37,10 +37,14 @@ def outliers() -> Task:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recipe", [UNROTATED, W4A4], ids=["unrotated", "rotated"])
-def test_scales_are_exact_and_no_worse(name: str, recipe: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [("smooth", UNROTATED), ("smooth", W4A4), ("migrate", UNROTATED), ("cross", UNROTATED)],
+    ids=["unrotated", "rotated", "migrate", "cross"],
+)
+def test_scales_are_exact_and_no_worse(name: str, method: str, recipe: dict[str, object]) -> None:
     given = task(name, recipe)
-    plan, notes = CHOOSERS["smooth"].choose(given)
+    plan, notes = CHOOSERS[method].choose(given)
     done = carry_out(given.program, given.folded, plan)
     assert done.plan.changed == plan.changed
     assert ExactCheck(given.batches[0]).error(given.program, done.program) <= EXACT
@@ -51,9 +55,10 @@ def test_scales_are_exact_and_no_worse(name: str, recipe: dict[str, object]) -> 
     assert all((c.element.given() > 0).all() for c in plan.changed)
 
 
-def test_outliers_are_moved_away() -> None:
+@pytest.mark.parametrize("method", ["smooth", "migrate", "cross"])
+def test_outliers_are_moved_away(method: str) -> None:
     given = outliers()
-    plan, notes = CHOOSERS["smooth"].choose(given)
+    plan, notes = CHOOSERS[method].choose(given)
     assert notes[0].done, notes
     (changed,) = plan.changed
     scales = changed.element.given()[0]
