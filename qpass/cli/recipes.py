@@ -50,4 +50,5 @@ def _spec(spec: QuantSpec | None) -> str:
     per = "token" if spec.dynamic and spec.block == "channel" else spec.block
     where = f"block of {per}" if isinstance(per, int) else per
     scales = f", {spec.scale_format} scales" if spec.one_factor else ""
-    return f"{spec.format} {kind}, per {where}{scales}"
+    when = ", static" if spec.static else ""
+    return f"{spec.format} {kind}, per {where}{scales}{when}"

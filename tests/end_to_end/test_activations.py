@@ -207,6 +207,29 @@ def test_a_layer_called_twice_has_one_range_for_both() -> None:
     assert model.layer.activation.scale == pytest.approx(largest / 127, rel=1e-5)
 
 
+def test_steps_of_channels_migrate_so_that_one_scale_serves_all() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 16), nn.Tanh())
+        size = torch.ones(48)
+        size[[3, 17]] = 100.0
+        with torch.no_grad():
+            model[0].weight.mul_(size[:, None])
+            model[2].weight.div_(size)
+        return model.eval()
+
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(64, 16, generator=generator) for _ in range(4)]
+    given = {"recipe": "w8a8-static", "rotation": "off", "rounding": "nearest"}
+    errors = list[float]()
+    for transform in ("fixed", "migrate"):
+        model = qpass.quantize(build(), {**given, "transform": transform}, calibration=data)
+        with torch.no_grad():
+            errors.append(relative(build()(data[0]), model(data[0])))
+        assert all(m.online is None for m in model.modules() if isinstance(m, QuantizedLinear))
+    assert errors[1] < 0.2 * errors[0]
+
+
 def test_padding_does_not_count() -> None:
     model, data = zoo.specimen("llama").build(0).float(), batches("llama")
     mask = torch.ones_like(data[0]["input_ids"])
