@@ -16,8 +16,9 @@ from qpass.capture.elsewhere import on_cpu, to_cpu
 from qpass.errors import BadInput, expect
 from qpass.plan import Plan
 from qpass.quantize.containers import release
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear
+from qpass.targets.layers import QuantizedLinear
 from qpass.targets.record import record_of
+from qpass.targets.tables import QuantizedEmbedding
 from qpass.verify import quality
 from qpass.verify.calls import Batch, text
 from qpass.verify.quality import Bases

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from qpass.errors import BadInput
-from qpass.rotations import Element
+from qpass.rotations import Element, Kronecker
 
 
 def numbers_path(plan: Path) -> Path:
@@ -18,7 +19,7 @@ def numbers_path(plan: Path) -> Path:
     return plan.with_name(f"{plan.name}.safetensors")
 
 
-def save_numbers(plan: Path, elements: Iterable[Element]) -> None:
+def save_numbers(plan: Path, elements: Iterable[Element | Kronecker]) -> None:
     """Write the numbers of a plan's elements by digest, whole or not at all; none, no file."""
     tensors = {element.digest: element.given() for element in elements}
     target = numbers_path(plan)
@@ -32,8 +33,8 @@ def save_numbers(plan: Path, elements: Iterable[Element]) -> None:
         raise BadInput(f"plan {plan}: its numbers cannot be written ({error})") from error
 
 
-def load_numbers(plan: Path, elements: Iterable[Element]) -> dict[str, Element]:
-    """Every element of a plan with its numbers, by digest.
+def load_numbers(plan: Path, elements: Iterable[Element | Kronecker]) -> dict[str, Tensor]:
+    """The numbers of every element of a plan, by digest.
 
     Raises BadInput where the file is missing, damaged, or holds other numbers.
     """
@@ -46,12 +47,12 @@ def load_numbers(plan: Path, elements: Iterable[Element]) -> dict[str, Element]:
         ) from error
     except (OSError, SafetensorError) as error:
         raise BadInput(f"plan {plan}: {path.name} is damaged ({error})") from error
-    found: dict[str, Element] = {}
+    found: dict[str, Tensor] = {}
     for element in elements:
         if element.digest not in tensors:
             raise BadInput(f"plan {plan}: {path.name} has no element {element.digest[:12]}")
         try:
-            found[element.digest] = element.filled(tensors[element.digest])
+            found[element.digest] = element.filled(tensors[element.digest]).given()
         except BadInput as error:
             raise BadInput(f"plan {plan}: {path.name}: {error}") from error
     return found

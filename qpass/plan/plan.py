@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, cast, final
 
+from torch import Tensor
+
 from qpass.errors import BadInput, UnknownName, expect, expect_type
 from qpass.formats import QuantSpec
 from qpass.plan.numbers import load_numbers, save_numbers
 from qpass.plan.recipe import Recipe, Role
-from qpass.rotations import ROTATIONS, Element, Group, Transform
+from qpass.rotations import ROTATIONS, Element, Group, Kronecker, Transform
 from qpass.rotations.numbers import ORTHOGONAL, PERMUTATION
 from qpass.rounding import ROUNDINGS
 
@@ -62,7 +64,7 @@ class Online:
     """A transform that runs on the input of a site, whose weight absorbs the inverse."""
 
     site: str
-    transform: Transform
+    transform: Transform | Kronecker
 
 
 @final
@@ -127,11 +129,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         set_once = object.__setattr__
-        for where, choice in (
-            *((o.site, o.transform) for o in self.online),
-            *((p.region, p.transform) for p in self.paired),
+        for where, choice, kinds in (
+            *((o.site, o.transform, (Transform, Kronecker)) for o in self.online),
+            *((p.region, p.transform, (Transform,)) for p in self.paired),
         ):
-            claim = isinstance(cast("object", choice), Transform)
+            claim = isinstance(cast("object", choice), kinds)
             expect(claim, where, choice, "a transform by name, as it runs with the model")
         set_once(self, "rotated", _sorted("rotated", self.rotated, lambda r: r.region))
         set_once(self, "online", _sorted("online", self.online, lambda o: o.site))
@@ -149,7 +151,10 @@ class Plan:
                 {"region": entry.region, "transform": transform_table(entry.transform)}
                 for entry in self.rotated
             ],
-            "online": [asdict(entry) for entry in self.online],
+            "online": [
+                {"site": entry.site, "transform": transform_table(entry.transform)}
+                for entry in self.online
+            ],
             "quantized": [entry.table() for entry in self.quantized],
             "declined": [asdict(entry) for entry in self.declined],
             **({"paired": [asdict(entry) for entry in self.paired]} if self.paired else {}),
@@ -161,22 +166,25 @@ class Plan:
         }
 
     @property
-    def elements(self) -> tuple[Element, ...]:
+    def elements(self) -> tuple[Element | Kronecker, ...]:
         """What the plan holds by its numbers, each once."""
         given = [r.transform for r in self.rotated if isinstance(r.transform, Element)]
-        return tuple(dict.fromkeys((*given, *(c.element for c in self.changed))))
+        run = [o.transform for o in self.online if isinstance(o.transform, Kronecker)]
+        return tuple(dict.fromkeys((*given, *(c.element for c in self.changed), *run)))
 
-    def filled(self, elements: Mapping[str, Element]) -> Plan:
+    def filled(self, numbers: Mapping[str, Tensor]) -> Plan:
         """The same plan with the numbers of its elements, by digest."""
+
+        def given(transform: T) -> T:
+            if not isinstance(transform, Element | Kronecker):
+                return transform
+            return cast("T", transform.filled(numbers[transform.digest]))
+
         return replace(
             self,
-            rotated=tuple(
-                replace(r, transform=elements[r.transform.digest])
-                if isinstance(r.transform, Element)
-                else r
-                for r in self.rotated
-            ),
-            changed=tuple(replace(c, element=elements[c.element.digest]) for c in self.changed),
+            rotated=tuple(replace(r, transform=given(r.transform)) for r in self.rotated),
+            changed=tuple(replace(c, element=given(c.element)) for c in self.changed),
+            online=tuple(replace(o, transform=given(o.transform)) for o in self.online),
         )
 
     def json(self) -> str:
@@ -265,7 +273,10 @@ def _plan(data: object) -> Plan:
 
 def _rotated(data: object) -> Rotated:
     record = _record("rotated", data, ("region", "transform"))
-    return Rotated(_text(record, "region"), read_transform(record["transform"]))
+    transform = read_transform(record["transform"])
+    folds = isinstance(transform, Transform | Element)
+    expect(folds, "transform", record["transform"], "a transform that weights absorb")
+    return Rotated(_text(record, "region"), cast("Transform | Element", transform))
 
 
 def _changed(data: object) -> Changed:
@@ -278,7 +289,7 @@ def _changed(data: object) -> Changed:
 
 def _online(data: object) -> Online:
     record = _record("online", data, ("site", "transform"))
-    return Online(_text(record, "site"), _transform(record["transform"]))
+    return Online(_text(record, "site"), read_online(record["transform"]))
 
 
 def _paired(data: object) -> Paired:
@@ -311,16 +322,26 @@ def _declined(data: object) -> Declined:
     return Declined(_text(record, "where"), _text(record, "why"))
 
 
-def transform_table(transform: Transform | Element) -> dict[str, object]:
+def transform_table(transform: Transform | Element | Kronecker) -> dict[str, object]:
     """A transform as JSON values, which `read_transform` takes back."""
-    return transform.table() if isinstance(transform, Element) else asdict(transform)
+    return asdict(transform) if isinstance(transform, Transform) else transform.table()
 
 
-def read_transform(data: object) -> Transform | Element:
+def read_transform(data: object) -> Transform | Element | Kronecker:
     """A transform by name, or the name of an element without its numbers."""
+    if isinstance(data, Mapping) and "order" in data:
+        return Kronecker.read(cast("Mapping[str, object]", data))
     if isinstance(data, Mapping) and "digest" in data:
         return Element.read(cast("Mapping[str, object]", data))
     return _transform(data)
+
+
+def read_online(data: object) -> Transform | Kronecker:
+    """A transform that can run with a model, as `transform_table` wrote it."""
+    transform = read_transform(data)
+    claim = isinstance(transform, Transform | Kronecker)
+    expect(claim, "transform", data, "a transform that can run with the model")
+    return cast("Transform | Kronecker", transform)
 
 
 def _changed_table(entry: Changed) -> dict[str, object]:

@@ -8,7 +8,7 @@ from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.quantize.containers import REFERENCE, by_reference
 from qpass.report.table import Cell, Table
-from qpass.rotations import Element, Transform
+from qpass.rotations import Element, Kronecker, Transform
 
 
 def notes_table(title: str, notes: Iterable[Note]) -> Table:
@@ -39,6 +39,6 @@ def plan_table(plan: Plan) -> Table:
     return Table("plan", ("what", "where", "how"), tuple(rows))
 
 
-def _transform(transform: Transform | Element) -> str:
+def _transform(transform: Transform | Element | Kronecker) -> str:
     heads = "" if transform.heads == 1 else f"{transform.heads} heads of "
     return f"{transform.rotation}, {heads}width {transform.width}"

@@ -4,6 +4,7 @@ from qpass.rotations.apply import apply, transform_blocks
 from qpass.rotations.base import ROTATIONS, Fast, Key, Rotation
 from qpass.rotations.elements import contains, sample
 from qpass.rotations.group import Group
+from qpass.rotations.kronecker import Kronecker
 from qpass.rotations.lift import lift
 from qpass.rotations.numbers import Element
 from qpass.rotations.transform import Transform
@@ -14,6 +15,7 @@ __all__ = [
     "Fast",
     "Group",
     "Key",
+    "Kronecker",
     "Rotation",
     "Transform",
     "apply",

@@ -79,7 +79,12 @@ def _candidates(plan: Plan) -> dict[str, Plan]:
         renamed = replace(
             plan,
             rotated=tuple(replace(r, transform=_named(r.transform, name)) for r in plan.rotated),
-            online=tuple(replace(o, transform=_runs(o.transform, name)) for o in plan.online),
+            online=tuple(
+                replace(o, transform=_runs(o.transform, name))
+                if isinstance(o.transform, Transform)
+                else o
+                for o in plan.online
+            ),
             paired=tuple(replace(p, transform=_runs(p.transform, name)) for p in plan.paired),
         )
         if renamed not in found.values():

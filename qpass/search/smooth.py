@@ -21,7 +21,7 @@ from qpass.analyze import Region, Site, find_matmuls, find_regions
 from qpass.ir import Note, Program
 from qpass.plan import Changed, Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
-from qpass.rotations import Element, Group, Transform
+from qpass.rotations import Element, Group, Kronecker, Transform
 from qpass.search.fake import best_clip, fake
 from qpass.search.holdout import Holdout, split
 from qpass.search.products import sample
@@ -154,7 +154,7 @@ class _Products:
         x_mk, w_nk = x_mk * scale_k, w_nk / scale_k
         want_mn = x_mk @ w_nk.mT
         if (transform := self._online[site.use]) is not None:
-            x_mk, w_nk = _turned(x_mk, transform), _turned(w_nk, transform)
+            x_mk, w_nk = _turned(x_mk, transform, 1), _turned(w_nk, transform, -1)
         read_mk = x_mk if entry.activation is None else fake(x_mk, entry.activation)
         stored_nk = fake(w_nk, entry.weight, best_clip(w_nk, entry.weight))
         error_m = (read_mk @ stored_nk.mT - want_mn).square().mean(1)
@@ -168,8 +168,8 @@ class _Products:
 _LOG = float(torch.tensor(LARGEST, dtype=torch.float64).log())
 
 
-def _turned(x: Tensor, transform: Transform) -> Tensor:
-    return transform.turn(x.unsqueeze(-2)).squeeze(-2)
+def _turned(x: Tensor, transform: Transform | Kronecker, power: int) -> Tensor:
+    return transform.turn(x.unsqueeze(-2), power=power).squeeze(-2)
 
 
 CHOOSERS.add(Smooth())

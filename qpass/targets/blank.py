@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
+from qpass.plan.plan import read_online, transform_table
 from qpass.quantize.containers import hold
-from qpass.rotations import Transform
+from qpass.rotations import Kronecker, Transform
 from qpass.targets.channels import TurnedChannels, show_settings
 from qpass.targets.holding import Holding, holdings, let_hold
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear, integers
+from qpass.targets.layers import QuantizedLinear, RotatedLinear, integers
+from qpass.targets.numbers import NUMBERS, by_name, numbers_of
+from qpass.targets.tables import QuantizedEmbedding
 from qpass.targets.tensors import Shapes, from_tensors, shapes
 from qpass.targets.turned import Turned
 
@@ -61,7 +64,7 @@ class Form:
     offsets: bool = False
     bias: str | None = None
     activation_bits: int | None = None
-    transform: Transform | None = None
+    transform: Transform | Kronecker | None = None
     after: Transform | None = None
     transposed: bool = False
     padding_idx: int | None = None
@@ -87,7 +90,7 @@ class Form:
         bias: Shapes = {} if self.bias is None else {"bias": ((n,), _DTYPES[self.bias])}
         if self.kind == "rotated":
             return {"rotated": ((n, k), _DTYPES[self.dtype]), **bias}
-        return {**shapes(self.weight, n, k), **bias}
+        return {**shapes(self.weight, n, k), **numbers_of(self.transform), **bias}
 
     @property
     def weight(self) -> QuantSpec:
@@ -101,6 +104,8 @@ class Form:
         found = dataclasses.asdict(self)
         for name, spec in (("spec", self.spec), ("activation", self.activation)):
             found[name] = None if spec is None else spec.table()
+        for name, transform in (("transform", self.transform), ("after", self.after)):
+            found[name] = None if transform is None else transform_table(transform)
         for name in ("after", "spec", "activation", "name", "axis"):
             if found[name] is None:
                 # checkpoints without such layers are written as they were before there were any
@@ -114,7 +119,7 @@ class Form:
         try:
             for name in ("transform", "after"):
                 if fields.get(name) is not None:
-                    fields[name] = Transform(**fields[name])
+                    fields[name] = read_online(fields[name])
             for name in ("spec", "activation"):
                 if fields.get(name) is not None:
                     fields[name] = QuantSpec.read(fields[name])
@@ -192,16 +197,19 @@ class Blank(nn.Module):
             return RotatedLinear(
                 held["rotated"],
                 held.get("bias"),
-                transform=form.transform,
+                transform=by_name(form.transform, form.path),
                 transposed=form.transposed,
             )
+        transform = form.transform
+        if isinstance(transform, Kronecker):
+            transform = transform.filled(held[NUMBERS])
         return QuantizedLinear(
             hold(from_tensors(form.weight, form.columns, held)),
             held.get("bias"),
             dtype=dtype,
             activation_bits=form.activation_bits,
             activation=form.activation,
-            transform=form.transform,
+            transform=transform,
             transposed=form.transposed,
             spec=form.weight,
         )
@@ -236,13 +244,17 @@ class BlankTurned(nn.Module):
             assert form.axis is not None
             return TurnedChannels(
                 self.inner,
-                form.transform,
+                by_name(form.transform, form.path),
                 dtype or _DTYPES[form.dtype],
                 axis=form.axis,
                 groups=form.rows // form.columns,
                 transposed=form.transposed,
             )
-        return Turned(self.inner, form.transform, form.after, dtype or _DTYPES[form.dtype])
+        before, after = (
+            None if turn is None else by_name(turn, form.path)
+            for turn in (form.transform, form.after)
+        )
+        return Turned(self.inner, before, after, dtype or _DTYPES[form.dtype])
 
 
 def describe(model: nn.Module) -> tuple[Form, ...]:
@@ -354,7 +366,7 @@ def _holding(model: nn.Module, form: Form) -> Holding:
         raise BadInput(
             f"{form.path}.{name}: has shape {tuple(weight.shape)}, which {transform} does not fit"
         )
-    return Holding(form.path, name, axis, transform)
+    return Holding(form.path, name, axis, by_name(transform, form.path))
 
 
 def _held(model: nn.Module, holding: Holding) -> Form:

@@ -12,7 +12,7 @@ from torch import Tensor
 from qpass.errors import Unsupported
 from qpass.ir import Block, ChangeBasis
 from qpass.plan.plan import read_transform, transform_table
-from qpass.rotations import Element, Transform
+from qpass.rotations import Element, Kronecker, Transform
 
 
 @final
@@ -202,8 +202,8 @@ def _change_table(change: Change) -> dict[str, object]:
     return {"bases": bases, **rest}
 
 
-def _transform(step: ChangeBasis) -> Transform | Element:
-    assert isinstance(step.basis, Transform | Element)
+def _transform(step: ChangeBasis) -> Transform | Element | Kronecker:
+    assert isinstance(step.basis, Transform | Element | Kronecker)
     return step.basis
 
 

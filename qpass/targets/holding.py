@@ -21,6 +21,7 @@ from qpass.ir import Owner, Permute, Program, Reshape
 from qpass.rotations import Transform
 from qpass.targets.fixed import Fixed
 from qpass.targets.layers import OnlineTransform
+from qpass.targets.numbers import by_name
 from qpass.targets.standin import StandIn, Watch
 from qpass.transform.turn import turn_of
 
@@ -80,7 +81,9 @@ def _unholdable(owner: Owner) -> Unsupported:
 def _transform(after: Program, meeting: Meeting) -> Transform | None:
     """The transform that was put in front of a product."""
     turn = turn_of(after.node(meeting.value))
-    return None if turn is None or turn.inverse or turn.made else turn.transform
+    if turn is None or turn.inverse or turn.made:
+        return None
+    return by_name(turn.transform, meeting.value)
 
 
 def let_hold(model: nn.Module, holding: Holding) -> None:
@@ -103,7 +106,7 @@ def holdings(model: nn.Module) -> Iterator[Holding]:
     """All that the modules of a model hold."""
     for path, module in model.named_modules():
         for name, axis in axes_of(module).items():
-            yield Holding(path, name, axis, _online(module, name).transform)
+            yield Holding(path, name, axis, by_name(_online(module, name).transform, path))
 
 
 def _online(module: nn.Module, name: str) -> OnlineTransform:

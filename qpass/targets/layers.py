@@ -17,7 +17,6 @@ from qpass.ops import (
     PackedLinear,
     PointsLinear,
     as_integers,
-    embedding,
     fake_quantize,
     hadamard,
     integer_rows,
@@ -32,10 +31,11 @@ from qpass.ops.bits import from_bits
 from qpass.ops.packing import unpack, untile
 from qpass.ops.quantize import has_offsets
 from qpass.quantize.containers import Held, hold, in_blocks, release
-from qpass.rotations import Transform
+from qpass.rotations import Kronecker, Transform
 from qpass.targets.backward import refusing_backward
 from qpass.targets.crossing import gated
 from qpass.targets.fixed import Fixed, Quantized
+from qpass.targets.numbers import NUMBERS, numbers_of
 from qpass.targets.tensors import Shapes, from_tensors, shapes, to_tensors
 
 # kinds of devices: what multiplies 4-bit floats as they are, and what reads them as integers
@@ -49,7 +49,9 @@ class OnlineTransform(Fixed):
     signs: Tensor
     factor: Tensor
 
-    def __init__(self, transform: Transform, dtype: torch.dtype, *, inverse: bool = False) -> None:
+    def __init__(
+        self, transform: Transform | Kronecker, dtype: torch.dtype, *, inverse: bool = False
+    ) -> None:
         super().__init__()
         computed = wide(dtype)
         fast = transform.fast()
@@ -105,7 +107,7 @@ class QuantizedLinear(Quantized):
         dtype: torch.dtype,
         activation_bits: int | None = None,
         activation: QuantSpec | None = None,
-        transform: Transform | None = None,
+        transform: Transform | Kronecker | None = None,
         transposed: bool = False,
         spec: QuantSpec | None = None,
     ) -> None:
@@ -284,15 +286,26 @@ class QuantizedLinear(Quantized):
 
     def canonical(self) -> dict[str, Tensor]:
         found = to_tensors(release(self.packed, self.spec))
+        if (transform := self._numbered) is not None:
+            found[NUMBERS] = transform.given()
         return found if self.bias is None else {**found, "bias": self.bias}
 
     def expected(self) -> Shapes:
         n = self.out_features
-        found = shapes(self.spec, n, self.in_features)
+        found = {**shapes(self.spec, n, self.in_features), **numbers_of(self._numbered)}
         return found if self.bias is None else {**found, "bias": ((n,), self.bias.dtype)}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        if (transform := self._numbered) is not None:
+            # those of another transform are refused
+            transform.filled(tensors[NUMBERS])
         self._hold(hold(from_tensors(self.spec, self.in_features, tensors)), tensors.get("bias"))
+
+    @property
+    def _numbered(self) -> Kronecker | None:
+        """The transform in front, if it goes by numbers that a checkpoint has to have."""
+        transform = None if self.online is None else self.online.transform
+        return transform if isinstance(transform, Kronecker) else None
 
     def extra_repr(self) -> str:
         if (rows := self.activation) is not None:
@@ -313,51 +326,6 @@ def integers(bits: int, groups: int, width: int, *, offsets: bool) -> QuantSpec:
         scale_format="float16" if groups else "float32",
         symmetric=not offsets,
     )
-
-
-@final
-class QuantizedEmbedding(Quantized):
-    """Rows `codes[i] * scales[i]` of a table of int8 codes `[V, D]`."""
-
-    codes: Tensor
-    scales: Tensor
-
-    def __init__(
-        self,
-        codes: Tensor,
-        scales: Tensor,
-        *,
-        dtype: torch.dtype,
-        padding_idx: int | None = None,
-    ) -> None:
-        super().__init__(dtype)
-        self.num_embeddings, self.embedding_dim = codes.shape
-        # the row of a padding index is a row like any other; only its gradient would differ
-        self.padding_idx = padding_idx
-        self.adopt({"codes": codes, "row_scales": scales})
-
-    @property
-    def weight(self) -> Tensor:
-        """A copy of the table as numbers, `[V, D]`."""
-        return (self.codes.float() * self.scales.unsqueeze(1)).to(self.dtype)
-
-    @gated
-    def forward(self, indices: Tensor) -> Tensor:
-        return embedding(indices, self.codes, self.scales, self.dtype)
-
-    def canonical(self) -> dict[str, Tensor]:
-        return {"codes": self.codes, "row_scales": self.scales}
-
-    def expected(self) -> Shapes:
-        v, d = self.num_embeddings, self.embedding_dim
-        return {"codes": ((v, d), torch.int8), "row_scales": ((v,), torch.float32)}
-
-    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        self.register_buffer("codes", tensors["codes"].clone(), persistent=False)
-        self.register_buffer("scales", tensors["row_scales"].clone(), persistent=False)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
 @final

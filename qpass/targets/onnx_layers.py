@@ -16,12 +16,8 @@ from qpass.formats import Integers, QuantizedTensor, QuantSpec
 from qpass.ir import Note
 from qpass.quantize.containers import container_bits, release
 from qpass.rotations.hadamard_orders import sylvester
-from qpass.targets.layers import (
-    OnlineTransform,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    RotatedLinear,
-)
+from qpass.targets.layers import OnlineTransform, QuantizedLinear, RotatedLinear
+from qpass.targets.tables import QuantizedEmbedding
 
 OPSET = 21  # the first with 4-bit integers and DequantizeLinear by blocks
 # buffers of this name hold int8 numbers that the file stores in 4 bits

@@ -18,11 +18,13 @@ from qpass.ir import Note, Owner, Program, Weight, pieces, read
 from qpass.ops import plain_rows
 from qpass.plan import Plan, Quantized
 from qpass.quantize.containers import REFERENCE, by_reference, hold, stored_as, unreadable
-from qpass.rotations import Transform
+from qpass.rotations import Kronecker, Transform
 from qpass.rounding import ROUNDINGS, round_parts
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.layers import QuantizedLinear, RotatedLinear
+from qpass.targets.numbers import by_name
 from qpass.targets.replaceable import refusals
 from qpass.targets.stored import stored_axis
+from qpass.targets.tables import QuantizedEmbedding
 from qpass.transform.turn import SignsOf, turn_of
 
 # makes codes of a float64 weight [N, K], given some rows after the other
@@ -99,7 +101,7 @@ class _Wanted:
     reads: int
     table: bool
     entry: Quantized | None
-    transform: Transform | None
+    transform: Transform | Kronecker | None
 
     @staticmethod
     def of(
@@ -148,7 +150,7 @@ def _layer(
         return RotatedLinear(
             (value if wanted.reads == 1 else value.mT.contiguous()).to(stored.dtype),
             None if bias is None else bias.to(stored.dtype),
-            transform=transform,
+            transform=by_name(transform, owner.path),
             transposed=transposed,
             requires_grad=stored.requires_grad,
         )
@@ -183,7 +185,7 @@ def _embedding(
     return QuantizedEmbedding(codes.codes_nk, codes.row_scales_n, dtype=dtype, padding_idx=padding)
 
 
-def _transform(after: Program, value: fx.Node) -> Transform | None:
+def _transform(after: Program, value: fx.Node) -> Transform | Kronecker | None:
     """The transform that was inserted in front of a product, unless another module has it."""
     turn = turn_of(value)
     if not read.calls(value, torch.ops.qpass.hadamard.default) or (turn and turn.made):
@@ -191,7 +193,7 @@ def _transform(after: Program, value: fx.Node) -> Transform | None:
     return transform_of(after, value)
 
 
-def transform_of(after: Program, node: fx.Node) -> Transform | None:
+def transform_of(after: Program, node: fx.Node) -> Transform | Kronecker | None:
     """What a transform that a pass inserted is called; None for one that the model had."""
     weight = after.weight(read.value(node, "signs"))
     first = weight.steps[0] if weight is not None and weight.steps else None

@@ -23,6 +23,7 @@ from qpass.targets.channels import TurnedChannels
 from qpass.targets.convolved import has_hooks
 from qpass.targets.guard import is_guarded
 from qpass.targets.layers import Fixed
+from qpass.targets.numbers import by_name
 from qpass.targets.record import record_of
 from qpass.targets.replaceable import refusals
 from qpass.targets.replacing import held, transform_of
@@ -83,11 +84,12 @@ def build_around(model: nn.Module, before: Program, after: Program) -> dict[str,
         if (turn := turn_of(node)) is None:
             continue
         if turn.inverse:
+            transform = by_name(turn.transform, turn.value)
             for path in {read.module_path(user) for user in node.users}:
-                turns.setdefault(path, [None, None])[0] = turn.transform
+                turns.setdefault(path, [None, None])[0] = transform
         elif turn.made:
             path = read.module_path(after.node(turn.value))
-            turns.setdefault(path, [None, None])[1] = turn.transform
+            turns.setdefault(path, [None, None])[1] = by_name(turn.transform, turn.value)
     modules, made = _modules(model), dict[str, nn.Module]()
     for path, turn in _turned_channels(model, before, after).items():
         module = model.get_submodule(path)
@@ -144,7 +146,8 @@ def _turned_channels(model: nn.Module, before: Program, after: Program) -> dict[
         if transform is None or owner is None:
             continue
         axis, transposed = convolution.channel, convolution.reads == 0
-        turn = _Channels(transform, axis, convolution.groups, transposed)
+        named = by_name(transform, owner.module)
+        turn = _Channels(named, axis, convolution.groups, transposed)
         if found.setdefault(owner.module, turn) != turn:
             raise Unsupported(
                 f"{owner.module}: is called twice and would have to differ between its calls\n"

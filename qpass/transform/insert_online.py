@@ -10,6 +10,7 @@ from torch import fx
 from qpass.analyze import find_convolutions, find_inputs
 from qpass.ir import Block, ChangeBasis, Contract, Note, Pass, Program, edit, read
 from qpass.plan import Online
+from qpass.rotations import Kronecker
 from qpass.transform.turn import turned_along
 
 
@@ -91,6 +92,8 @@ def _insert(
         if key not in made:
             made[key] = turned_along(program, value, transform, each.axis, each.groups)
         edit.redirect(program.node(each.reader), value, made[key])
-    step = ChangeBasis(transform, first.reads, first.block)
+    # for what is orthogonal both powers are the same
+    power = -1 if isinstance(transform, Kronecker) else 1
+    step = ChangeBasis(transform, first.reads, first.block, power=power)
     program.weights[first.use] = program.weights[first.use].then(step)
     return Note(True, choice.site, f"{transform.rotation} online")

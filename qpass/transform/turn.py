@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from qpass.formats import wide
 from qpass.ir import Program, Step, Weight, edit, read
 from qpass.ops.hadamard import HADAMARD
-from qpass.rotations import Fast, Transform
+from qpass.rotations import Fast, Kronecker, Transform
 
 aten = torch.ops.aten
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 class SignsOf(Step):
     """The signs of a fast transform, as a weight."""
 
-    transform: Transform
+    transform: Transform | Kronecker
 
     def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
         return _fast(self.transform).signs
@@ -33,7 +33,7 @@ class SignsOf(Step):
 class FactorOf(Step):
     """The dense factor of a fast transform, or its inverse, as a weight."""
 
-    transform: Transform
+    transform: Transform | Kronecker
     inverse: bool = False
 
     def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
@@ -46,7 +46,7 @@ class FactorOf(Step):
 class OnesOf(Step):
     """As many ones as a transform has signs: those of the first half of its inverse."""
 
-    transform: Transform
+    transform: Transform | Kronecker
 
     def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
         return torch.ones_like(_fast(self.transform).signs)
@@ -71,7 +71,7 @@ class Turn:
     """What a node does to `value`: it is turned, or turned back; `made` if its maker does that."""
 
     value: str
-    transform: Transform
+    transform: Transform | Kronecker
     inverse: bool
     made: bool
 
@@ -79,7 +79,7 @@ class Turn:
 def turned(
     program: Program,
     value: fx.Node,
-    transform: Transform,
+    transform: Transform | Kronecker,
     *,
     inverse: bool = False,
     made: bool = False,
@@ -95,7 +95,7 @@ def turned(
 
 
 def turned_along(
-    program: Program, value: fx.Node, transform: Transform, axis: int, groups: int = 1
+    program: Program, value: fx.Node, transform: Transform | Kronecker, axis: int, groups: int = 1
 ) -> fx.Node:
     """Insert the transform of any axis of a value behind it, or of each of its groups."""
     last = len(read.shape(value)) - 1
@@ -131,11 +131,11 @@ class _Maker:
 
     program: Program
     value: fx.Node
-    transform: Transform
+    transform: Transform | Kronecker
 
     def fast(self, before: fx.Node, x: fx.Node, *, inverse: bool) -> fx.Node:
         """`x @ Q` or `x @ Q.T` by the fast form of Q."""
-        plain = replace(self.transform, lifted=False)
+        plain = unlifted(self.transform)
         fast = _fast(plain)
         signs = self._constant("signs", SignsOf(plain), fast.signs)
         factor = self._constant("factor", FactorOf(plain, inverse), fast.factor)
@@ -146,12 +146,14 @@ class _Maker:
 
     def lifted(self, before: fx.Node, x: fx.Node, *, inverse: bool) -> fx.Node:
         """`x (I + A.T B)`, or `x (I + B.T A)`, for a lifted transform; else x itself."""
-        if not self.transform.lifted:
+        transform = self.transform
+        if isinstance(transform, Kronecker) or not transform.lifted:
             return x
-        count = len(self.transform.lift()[0])
+        count = len(transform.lift()[0])
         terms: list[fx.Node] = []
         for k in range(count):
-            a, b = (self._vector(side, k) for side in ((1, 0) if inverse else (0, 1)))
+            sides = (1, 0) if inverse else (0, 1)
+            a, b = (self._vector(transform, side, k) for side in sides)
             product = self._multiplied(before, x, a)
             along = self._call(before, aten.sum.dim_IntList, product, [-1], True)
             terms.append(self._call(before, aten.mul.Tensor, along, b))
@@ -168,9 +170,9 @@ class _Maker:
         dtype = read.dtype(self.value)
         return x if read.dtype(x) == dtype else self._call(before, aten.to.dtype, x, dtype)
 
-    def _vector(self, side: int, index: int) -> fx.Node:
-        step = LiftOf(self.transform, side, index)
-        return self._constant("lift", step, self.transform.lift()[side][index])
+    def _vector(self, transform: Transform, side: int, index: int) -> fx.Node:
+        step = LiftOf(transform, side, index)
+        return self._constant("lift", step, transform.lift()[side][index])
 
     def _constant(self, name: str, step: Step, value: Tensor) -> fx.Node:
         """A use of a part of a transform; one serves the whole program."""
@@ -186,7 +188,12 @@ class _Maker:
         return edit.call(self.program, before, target, *args, like=self.value)
 
 
-def _fast(transform: Transform) -> Fast:
+def unlifted(transform: Transform | Kronecker) -> Transform | Kronecker:
+    """The same without its lift."""
+    return replace(transform, lifted=False) if isinstance(transform, Transform) else transform
+
+
+def _fast(transform: Transform | Kronecker) -> Fast:
     fast = transform.fast()
     if fast is None:
         raise TypeError(f"{transform.rotation} has no fast form")

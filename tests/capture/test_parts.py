@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import qpass
 from qpass.capture import capture
 from qpass.errors import CaptureFailed, Unsupported
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear
+from qpass.targets.layers import QuantizedLinear
+from qpass.targets.tables import QuantizedEmbedding
 from tests.zoo import randomise
 
 WIDTH = 12

@@ -15,10 +15,11 @@ from qpass.formats import QuantizedTensor
 from qpass.plan import Quantized, Recipe
 from qpass.plan.choose import choose
 from qpass.rounding import ROUNDINGS
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.layers import QuantizedLinear, RotatedLinear
 from qpass.targets.module import write_back
 from qpass.targets.record import record_of
 from qpass.targets.replaceable import refusals
+from qpass.targets.tables import QuantizedEmbedding
 from tests.targets.driver import apply
 from tests.zoo import NanoGPT, randomise, specimen, tokens
 

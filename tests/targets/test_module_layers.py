@@ -19,7 +19,8 @@ from qpass.ops import pack_linear
 from qpass.quantize.containers import hold
 from qpass.rotations import Transform
 from qpass.rounding import ROUNDINGS
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.layers import QuantizedLinear, RotatedLinear
+from qpass.targets.tables import QuantizedEmbedding
 
 ROOT = Path(__file__).parents[2]
 N, K = 19, 24

@@ -16,9 +16,10 @@ from qpass.hf.cached import Cached
 from qpass.ops import pack_linear
 from qpass.rotations import Key, Transform
 from qpass.targets import onnx_qdq
-from qpass.targets.layers import QuantizedEmbedding, QuantizedLinear, RotatedLinear
+from qpass.targets.layers import QuantizedLinear, RotatedLinear
 from qpass.targets.onnx_qdq import OnnxReport
 from qpass.targets.onnx_run import run
+from qpass.targets.tables import QuantizedEmbedding
 from tests.zoo import tiny, tokens
 
 # sums of float32 in another order, through a few layers
