@@ -21,19 +21,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qpass.analyze import Matmul, find_matmuls
+from qpass.analyze import Matmul
 from qpass.errors import BadInput
 from qpass.ir import Note, Program
-from qpass.ops import as_read
-from qpass.plan import Online, Plan, Quantized
+from qpass.plan import Online, Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
 from qpass.rotations import Kronecker, Transform
 from qpass.rotations.hadamard_orders import sylvester
-from qpass.rounding import ROUNDINGS, without_data
 from qpass.search.fake import best_clip, fake
-from qpass.search.holdout import Holdout, split
-from qpass.search.products import sample
-from qpass.transform import carry_out
+from qpass.search.holdout import Holdout
+from qpass.search.samples import Draws, Sample, applied, samples
 
 # steps of learning, the first of which moves each entry by about this much, against entries of 1
 STEPS, RATE = 80, 0.02
@@ -41,9 +38,7 @@ STEPS, RATE = 80, 0.02
 LOOKS = 2
 STEP_ROWS, STEP_CHANNELS = 128, 192
 # what candidates are compared on
-HELD_ROWS, HELD_CHANNELS = 256, 512
-# of the sampled rows
-HELD = 0.25
+HELD_CHANNELS = 512
 # a factor is multiplied by as it is, so beyond this order it costs more than the product it helps
 LARGEST_ORDER = 256
 # what a transform has to gain to be worth it: less is noise of the samples
@@ -76,17 +71,6 @@ class Flat(Chooser):
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class _Product:
-    """A quantized product with samples of its input, as it is without a transform of its own."""
-
-    entry: Quantized
-    x_mk: Tensor
-    cost_m: Tensor
-    w_nk: Tensor
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
 class _Form:
     """The sizes of a transform and the factor that learning starts from."""
 
@@ -101,13 +85,13 @@ class _Group:
     """Products that read one value, or are one layer, and so have one transform."""
 
     sites: tuple[str, ...]
-    products: tuple[_Product, ...]
+    products: tuple[Sample, ...]
     present: Transform | Kronecker | None
 
     def learned(self, seed: int) -> Kronecker | None:
         """The transform that costs least, if any costs less than what the group has."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        held = [_held(p, generator) for p in self.products]
+        held = [p.held(generator) for p in self.products]
         least, best = GAIN * self._cost(held, self.present), None
         for form in self._forms(seed):
             for factor in self._factors(form, held, seed, generator):
@@ -151,7 +135,7 @@ class _Group:
         # entries of the change are of one size, whatever those of the start
         change = torch.zeros(form.order, form.order, requires_grad=True)
         clips = [_clip(p, drawn, start, form.power) for p in self.products]
-        rows = [_Rows.of(p, some) for p, some in zip(self.products, held, strict=True)]
+        rows = [Draws.of(p, some) for p, some in zip(self.products, held, strict=True)]
         optimizer = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.95))
         eye = torch.eye(form.order)
         for step in range(STEPS):
@@ -178,32 +162,11 @@ class _Group:
             w_nk = product.w_nk[:: -(-len(product.w_nk) // HELD_CHANNELS)]
             want_mn = x_mk @ w_nk.mT
             if transform is not None:
-                x_mk, w_nk = _applied(transform, x_mk, 1), _applied(transform, w_nk, -1)
-            got_mn = _read(product.entry, x_mk) @ _stored(product.entry, w_nk).mT
+                x_mk, w_nk = applied(transform, x_mk, 1), applied(transform, w_nk, -1)
+            got_mn = product.read(x_mk) @ product.stored(w_nk).mT
             error_m = (got_mn - want_mn).square().mean(1)
             total += float((error_m * product.cost_m[at_m]).mean()) * len(product.w_nk)
         return total
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """The rows that are learned from, and how often each is drawn.
-
-    Half at random, half by what errors cost: a few rows cost more than all others together.
-    """
-
-    at_m: Tensor
-    odds_m: Tensor
-
-    @staticmethod
-    def of(product: _Product, held: Tensor) -> _Rows:
-        free = torch.ones(len(product.x_mk), dtype=torch.bool)
-        free[held] = False
-        at_m = free.nonzero().squeeze(1) if bool(free.any()) else held
-        share_m = product.cost_m[at_m] * product.x_mk[at_m].square().sum(1)
-        share_m = share_m / share_m.sum().clamp_min(1e-30)
-        return _Rows(at_m, 0.5 * share_m + 0.5 / len(at_m))
 
 
 def whole_order(width: int) -> int | None:
@@ -217,30 +180,18 @@ def whole_order(width: int) -> int | None:
 def _groups(task: Task) -> list[_Group]:
     """The quantized products, those of one value or one layer together."""
     plan = task.plan
-    entries = {entry.site: entry for entry in plan.quantized}
+    entries = {entry.site for entry in plan.quantized}
     present = {o.site: o.transform for o in plan.online}
     bare = replace(plan, online=tuple(o for o in plan.online if o.site not in entries))
-    after = carry_out(task.program, task.folded, bare).program
-    matmuls = [m for m in find_matmuls(after) if after.site(m.use) in entries]
-    weights = {m.use: after.weights[m.use].evaluate(after.sources).float() for m in matmuls}
-    learning, _ = split(task.batches)
-    rows = sample(task.program, after, matmuls, learning, weights, plan.recipe.seed)
-    found: list[_Group] = []
-    for together in _together(after, [m for m in matmuls if m.use in rows]):
+    after, found = samples(task, bare)
+    groups: list[_Group] = []
+    for together in _together(after, [s.matmul for s in found.values()]):
         sites = tuple(dict.fromkeys(after.site(m.use) for m in together))
         held = {present.get(site) for site in sites}
-        if len(held) > 1 or len({rows[m.use][0].shape[1] for m in together}) > 1:
+        if len(held) > 1 or len({found[m.use].x_mk.shape[1] for m in together}) > 1:
             continue
-        products = tuple(
-            _Product(
-                entries[after.site(m.use)],
-                *rows[m.use],
-                weights[m.use] if m.reads == 1 else weights[m.use].mT,
-            )
-            for m in together
-        )
-        found.append(_Group(sites, products, held.pop()))
-    return found
+        groups.append(_Group(sites, tuple(found[m.use] for m in together), held.pop()))
+    return groups
 
 
 def _together(after: Program, matmuls: Sequence[Matmul]) -> list[list[Matmul]]:
@@ -256,13 +207,7 @@ def _together(after: Program, matmuls: Sequence[Matmul]) -> list[list[Matmul]]:
     ]
 
 
-def _held(product: _Product, generator: torch.Generator) -> Tensor:
-    count = len(product.x_mk)
-    most = min(HELD_ROWS, max(1, round(HELD * count)))
-    return torch.randperm(count, generator=generator)[:most]
-
-
-def _clip(product: _Product, signs: Tensor, factor: Tensor, power: int) -> float:
+def _clip(product: Sample, signs: Tensor, factor: Tensor, power: int) -> float:
     some_nk = product.w_nk[:: -(-len(product.w_nk) // STEP_CHANNELS)]
     return best_clip(
         _turned(some_nk, signs, torch.linalg.inv(factor).mT, power), product.entry.weight
@@ -270,8 +215,8 @@ def _clip(product: _Product, signs: Tensor, factor: Tensor, power: int) -> float
 
 
 def _loss(
-    product: _Product,
-    rows: _Rows,
+    product: Sample,
+    rows: Draws,
     clip: float,
     signs: Tensor,
     factor: Tensor,
@@ -279,8 +224,7 @@ def _loss(
     generator: torch.Generator,
 ) -> Tensor:
     """What the errors of a product cost, on fresh rows and channels."""
-    drawn = torch.multinomial(rows.odds_m, STEP_ROWS, replacement=True, generator=generator)
-    at_m = rows.at_m[drawn]
+    at_m, weight_m = rows.rows(product, STEP_ROWS, generator)
     n = len(product.w_nk)
     at_n = torch.randperm(n, generator=generator)[:STEP_CHANNELS]
     x_mk, w_nk = product.x_mk[at_m], product.w_nk[at_n]
@@ -290,19 +234,7 @@ def _loss(
     if product.entry.activation is not None:
         read_mk = fake(read_mk, product.entry.activation)
     got_mn = read_mk @ fake(stored_nk, product.entry.weight, clip).mT
-    # what is drawn often counts less
-    weight_m = product.cost_m[at_m] / (len(rows.at_m) * rows.odds_m[drawn])
     return n * ((got_mn - want_mn).square().mean(1) * weight_m).mean()
-
-
-def _read(entry: Quantized, x_mk: Tensor) -> Tensor:
-    return x_mk if entry.activation is None else as_read(x_mk, entry.activation)
-
-
-def _stored(entry: Quantized, w_nk: Tensor) -> Tensor:
-    # a rounding that wants data is judged by what needs none
-    method = ROUNDINGS[without_data(entry.rounding)]
-    return method.round(w_nk.contiguous(), entry.weight, {}).dequantize(torch.float32)
 
 
 def _turned(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
@@ -314,10 +246,6 @@ def _turned(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
 @functools.cache
 def _sylvester(power: int) -> Tensor:
     return sylvester(power).float() * power**-0.5
-
-
-def _applied(transform: Transform | Kronecker, x: Tensor, power: int) -> Tensor:
-    return transform.turn(x.unsqueeze(-2), power=power).squeeze(-2)
 
 
 CHOOSERS.add(Flat())
