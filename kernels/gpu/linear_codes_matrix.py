@@ -9,21 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.matrix import block_words, load_words, multiply, store_tile
 from qpass._kernels.gpu.packed import Packed
-from qpass._kernels.gpu.spread import spread, sums
 from qpass._kernels.gpu.tiles import Tile, best, legal
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
-    flat,
-    has_tf32,
     linear_key,
     matrix_build,
     refuse_weight,
     rows_of,
 )
-from qpass._kernels.gpu.words import codes4, codes8, columns, row_offsets, shifted, tile_ids
+from qpass._kernels.gpu.words import codes4, codes8, columns, row_offsets, tile_ids
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 from qpass.runtime.tuned import Tuning, bucket, launch
@@ -51,7 +48,7 @@ def linear_codes_matrix(
     real_i = i < m
     real_j = j < n
     x += i.to(tl.int64) * stride
-    words += row_offsets(j, lines)
+    words = block_words(words, tile_n, lines, BN)
     share = tl.cdiv(groups * chunks, SHARES)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, groups * chunks)
@@ -67,15 +64,7 @@ def linear_codes_matrix(
     for chunk in range(first, last):
         group = chunk // chunks
         inside = chunk - group * chunks
-        line = inside * BL + tl.arange(0, BL)
-        if EVEN:
-            line = chunk * BL + tl.arange(0, BL)
-            w = tl.load(words[:, None] + line[None, :] * 16, mask=real_j[:, None], other=0)
-        else:
-            w = tl.load(
-                words[:, None] + (group * group_lines + line)[None, :] * 16,
-                mask=real_j[:, None] & (line < group_lines)[None, :], other=0,
-            )  # fmt: skip
+        w = load_words(words, tile_n, n, chunk, chunks, group_lines, EVEN, BN, BL)
         step = inside * (BL * STEP) + group * width if MASKED else chunk * (BL * STEP)
         limit = (group + 1) * width
         a0 = columns(x, step + run, limit, real_i, MASKED)
@@ -95,21 +84,10 @@ def linear_codes_matrix(
             total += part.to(tl.float32) * scale.to(tl.float32)[:, None]
             ahead = tl.minimum(chunk + 1, last - 1) // chunks
             scale = tl.load(group_scales + ahead * 16, mask=real_j, other=0.0)
-    if group_offsets is not None:
-        offsets = group_offsets + row_offsets(j, groups)
-        sums += i.to(tl.int64) * groups
-        here = tl.where(tl.program_id(1) == 0, groups, 0)
-        total = shifted(total, offsets, sums, here, real_j, real_i, TF32)
-    place = i.to(tl.int64)[None, :] * n + j[:, None]
-    real = real_i[None, :] & real_j[:, None]
-    if SHARES > 1:
-        tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, total, mask=real)
-    else:
-        y = total.to(tl.float32) * tl.load(row_scales + j, mask=real_j, other=0.0)[:, None]
-        y *= tl.load(scales + i, mask=real_i, other=0.0)[None, :]
-        if bias is not None:
-            y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[:, None]
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
+    store_tile(
+        total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, out,
+        SHARES, TF32,
+    )  # fmt: skip
 
 
 def tiles_for(bits: int, scaled: bool) -> tuple[Tile, ...]:
@@ -161,31 +139,9 @@ def configure(packed: Packed, m: int, target: Target) -> Tile:
 
 def run(call: Call, tile: Tile) -> Tensor:
     """Serve a call with a given configuration."""
-    packed = Packed.of(call)
-    x = flat(call["codes"])
-    scales = call["scales"].contiguous()
-    m, n, shares = x.shape[0], packed.n, tile.shares
-    out = x.new_empty((*call["codes"].shape[:-1], n), dtype=call["dtype"])
-    chunks = triton.cdiv(packed.group_lines, tile.lines)
-    offsets = call["group_offsets"]
-    added = None if offsets is None else sums(x, packed.groups, packed.width)
-    if tile.spread:
-        x = spread(x, packed.groups, packed.width, chunks, 4, packed.step // 4, tile.lines)
-    kind = torch.int32 if call["group_scales"] is None else torch.float32
-    target = out if shares == 1 else x.new_empty((shares, m, n), dtype=kind)
-    tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs)
-    linear_codes_matrix[(tiles, shares)](
-        x, scales, call["weight"].view(torch.int32), call["row_scales"],
-        call["group_scales"], offsets, added, call["bias"], target,
-        m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
-        chunks, x.stride(0), BITS=packed.bits,
-        EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
-        BM=tile.rows, BN=tile.outputs, BL=tile.lines,
-        TF32=has_tf32(call.target), num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if shares > 1:
-        finish(target, call["row_scales"], scales, call["bias"], out)
-    return out
+    x = call["codes"]
+    out = x.new_empty((*x.shape[:-1], call["out_features"]), dtype=call["dtype"])
+    return multiply(linear_codes_matrix, call, x, out, tile, 4)
 
 
 def _candidates(call: Call) -> Sequence[Tile]:

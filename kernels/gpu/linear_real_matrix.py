@@ -9,16 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.matrix import block_words, load_words, multiply, store_tile
 from qpass._kernels.gpu.packed import Packed
-from qpass._kernels.gpu.spread import spread, sums
 from qpass._kernels.gpu.tiles import Tile, best, legal
 from qpass._kernels.gpu.weights import (
     FLOATS,
     cost,
-    flat,
     has_ptx,
-    has_tf32,
     linear_key,
     matrix_build,
     refuse_weight,
@@ -31,7 +28,6 @@ from qpass._kernels.gpu.words import (
     pairs8,
     row_offsets,
     rows_of_x,
-    shifted,
     tile_ids,
 )
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
@@ -41,7 +37,7 @@ from qpass.runtime.tuned import Tuning, bucket, launch
 
 @triton.jit
 def linear_real_matrix(
-    x, words, row_scales, group_scales, group_offsets, sums, bias, out,
+    x, scales, words, row_scales, group_scales, group_offsets, sums, bias, out,
     m, n, lines, groups, group_lines, width, chunks, stride,
     BITS: tl.constexpr, EVEN: tl.constexpr, SPREAD: tl.constexpr, SHARES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, PTX: tl.constexpr,
@@ -63,10 +59,7 @@ def linear_real_matrix(
     real_i = i < m
     real_j = j < n
     x += i.to(tl.int64) * stride
-    BLOCKS: tl.constexpr = BN // 16
-    block = (tile_n * BLOCKS + tl.arange(0, BLOCKS))[:, None, None]
-    words += block.to(tl.int64) * lines * 16 + tl.arange(0, 16)[None, None, :]
-    real_block = block * 16 < n
+    words = block_words(words, tile_n, lines, BN)
     share = tl.cdiv(groups * chunks, SHARES)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, groups * chunks)
@@ -82,16 +75,7 @@ def linear_real_matrix(
     for chunk in range(first, last):
         group = chunk // chunks
         inside = chunk - group * chunks
-        line = inside * BL + tl.arange(0, BL)
-        if EVEN:
-            line = chunk * BL + tl.arange(0, BL)
-            w = tl.load(words + line[None, :, None] * 16, mask=real_block, other=0)
-        else:
-            w = tl.load(
-                words + (group * group_lines + line)[None, :, None] * 16,
-                mask=real_block & (line < group_lines)[None, :, None], other=0,
-            )  # fmt: skip
-        w = tl.reshape(tl.permute(w, (0, 2, 1)), (BN, BL))
+        w = load_words(words, tile_n, n, chunk, chunks, group_lines, EVEN, BN, BL)
         step = inside * (BL * STEP) + group * width if MASKED else chunk * (BL * STEP)
         limit = (group + 1) * width
         part = total if group_scales is None else tl.zeros((BN, BM), tl.float32)
@@ -127,20 +111,10 @@ def linear_real_matrix(
             total += part * scale.to(tl.float32)[:, None]
             ahead = tl.minimum(chunk + 1, last - 1) // chunks
             scale = tl.load(group_scales + ahead * 16, mask=real_j, other=0.0)
-    if group_offsets is not None:
-        offsets = group_offsets + row_offsets(j, groups)
-        sums += i.to(tl.int64) * groups
-        here = tl.where(tl.program_id(1) == 0, groups, 0)
-        total = shifted(total, offsets, sums, here, real_j, real_i, TF32)
-    place = i.to(tl.int64)[None, :] * n + j[:, None]
-    real = real_i[None, :] & real_j[:, None]
-    if SHARES > 1:
-        tl.store(out + tl.program_id(1).to(tl.int64) * m * n + place, total, mask=real)
-    else:
-        y = total * tl.load(row_scales + j, mask=real_j, other=0.0)[:, None]
-        if bias is not None:
-            y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[:, None]
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
+    store_tile(
+        total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, out,
+        SHARES, TF32,
+    )  # fmt: skip
 
 
 def tiles_for(bits: int, scaled: bool, dtype: torch.dtype) -> tuple[Tile, ...]:
@@ -187,30 +161,10 @@ def configure(packed: Packed, m: int, dtype: torch.dtype, target: Target) -> Til
 
 def run(call: Call, tile: Tile) -> Tensor:
     """Serve a call with a given configuration."""
-    packed = Packed.of(call)
-    x = flat(call["x"])
-    m, n, shares = x.shape[0], packed.n, tile.shares
-    out = x.new_empty((*call["x"].shape[:-1], n))
-    chunks = triton.cdiv(packed.group_lines, tile.lines)
-    offsets = call["group_offsets"]
-    added = None if offsets is None else sums(x, packed.groups, packed.width)
-    if tile.spread:
-        x = spread(x, packed.groups, packed.width, chunks, 2, packed.step // 2, tile.lines)
-    target = out if shares == 1 else x.new_empty((shares, m, n), dtype=torch.float32)
-    tiles = triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs)
-    linear_real_matrix[(tiles, shares)](
-        x, call["weight"].view(torch.int32), call["row_scales"],
-        call["group_scales"], offsets, added, call["bias"], target,
-        m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
-        chunks, x.stride(0), BITS=packed.bits,
-        EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
-        BM=tile.rows, BN=tile.outputs, BL=tile.lines,
-        PTX=has_ptx(call.target, x.dtype), SORT=tile.sort,
-        TF32=has_tf32(call.target), num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if shares > 1:
-        finish(target, call["row_scales"], None, call["bias"], out)
-    return out
+    x = call["x"]
+    out = x.new_empty((*x.shape[:-1], call["out_features"]))
+    ptx = has_ptx(call.target, x.dtype)
+    return multiply(linear_real_matrix, call, x, out, tile, 2, PTX=ptx, SORT=tile.sort)
 
 
 def _candidates(call: Call) -> Sequence[Tile]:

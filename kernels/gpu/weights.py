@@ -121,7 +121,7 @@ def matrix_build(
     }  # fmt: skip
     if dtype is not torch.int8:
         constants["PTX"] = has_ptx(target, dtype)
-        constants["SORT"] = tile.sort
+        constants |= {"SORT": tile.sort, "scales": None}
     constants |= {} if scaled else {"group_scales": None, "groups": 1}
     constants |= {} if offsets else {"group_offsets": None, "sums": None}
     kind = {torch.int8: "int8", torch.float32: "fp32"}.get(dtype, "bf16")

@@ -139,27 +139,6 @@ def row_offsets(rows, lines):
 
 
 @triton.jit
-def shifted(total, offsets, sums, groups, real_j, real_i, TF32: tl.constexpr):
-    """`total[j, i]` and, over all groups, `offsets[j, g] * sums[i, g]`.
-
-    TF32: an offset, a float16, is a TF32 number, and two of them make a sum.
-    """
-    for start in range(0, groups, 16):
-        g = start + tl.arange(0, 16)
-        real = (g < groups)[None, :]
-        offset = tl.load(offsets[:, None] + g[None, :] * 16, mask=real_j[:, None] & real, other=0)
-        added = tl.load(sums[:, None] + g[None, :], mask=real_i[:, None] & real, other=0)
-        offset = offset.to(tl.float32)
-        if TF32:
-            upper = (added.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-            total = tl.dot(offset, tl.trans(upper), total, input_precision="tf32")
-            total = tl.dot(offset, tl.trans(added - upper), total, input_precision="tf32")
-        else:
-            total = tl.dot(offset, tl.trans(added), total, input_precision="ieee")
-    return total
-
-
-@triton.jit
 def tile_ids(m, n, BM: tl.constexpr, BN: tl.constexpr):
     """Which tile a program computes: bands of 8 tiles of x, so that weights stay in the cache."""
     BAND: tl.constexpr = 8
