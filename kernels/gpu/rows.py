@@ -303,7 +303,7 @@ class Turns:
     resident: int
 
 
-def tuning(run: Callable[[Call, Turns], Any], usual: Turns) -> Tuning:
+def tuning(run: Callable[[Call, Turns], Any], usual: Callable[[Target], Turns]) -> Tuning:
     """How a kernel is configured whose programs stay and take rows in turn."""
 
     def key(call: Call) -> str:
@@ -312,7 +312,7 @@ def tuning(run: Callable[[Call, Turns], Any], usual: Turns) -> Tuning:
         return f"{bucket(x.numel() // n)} x {n} = {m} x {power}, {FLOATS[x.dtype]} to {made}"
 
     turns = [Turns(stages, resident) for stages in (1, 2, 3, 4) for resident in (1, 2)]
-    return Tuning(key, candidates=lambda _: turns, choose=lambda _: usual, run=run)
+    return Tuning(key, candidates=lambda _: turns, choose=lambda call: usual(call.target), run=run)
 
 
 def register(

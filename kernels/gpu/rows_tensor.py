@@ -185,4 +185,4 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
     return found
 
 
-register("tensor", _accepts, tuning(run, Turns(STAGES, RESIDENT)), _builds, preference=10)
+register("tensor", _accepts, tuning(run, lambda _: Turns(STAGES, RESIDENT)), _builds, preference=10)

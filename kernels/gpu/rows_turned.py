@@ -29,8 +29,8 @@ LEAST, MOST = 2 * INNER, COLUMNS // 4 * INNER
 # fewer rows do not pay for what every program makes first
 FEWEST_ROWS = 256
 WARPS = 8
-# turns whose rows are asked for before their time
-STAGES = 3
+# turns whose rows are asked for before their time, and bytes of shared memory that each takes
+STAGES, STAGE = 3, COLUMNS * INNER * 2
 # programs on one multiprocessor
 RESIDENT = 1
 
@@ -177,9 +177,9 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
                     "out_ptr": "*i16" if bits else "*bf16", "scales_ptr": "*fp32",
                     "rows": "i32", "stride": "i32", "n": "i32", "scale": "fp32",
                 },
-                constants={"BITS": bits, **tile, "STAGES": STAGES},
+                constants={"BITS": bits, **tile, "STAGES": usual(target).stages},
                 warps=WARPS,
-                stages=STAGES,
+                stages=usual(target).stages,
                 mma="bf16",
                 divisible=frozenset({"rows", "stride", "n"}),
                 cost=rows_cost(call),
@@ -189,4 +189,9 @@ def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[
     return found
 
 
-register("turned", _accepts, tuning(run, Turns(STAGES, RESIDENT)), _builds, preference=20)
+def usual(target: Target) -> Turns:
+    """So many stages as fit beside the two tiles of a product."""
+    return Turns(min(STAGES, max(1, target.shared // STAGE - 2)), RESIDENT)
+
+
+register("turned", _accepts, tuning(run, usual), _builds, preference=20)
