@@ -1,4 +1,4 @@
-"""`linear.points`: codes that name numbers in a table, looked up as the weights are read."""
+"""`linear.points` in float32: codes that name numbers in a table, looked up as they are read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass._kernels.gpu.weights import FLOATS, TYPES, flat, rows_of
+from qpass._kernels.gpu.weights import FLOATS, flat, rows_of
 from qpass._kernels.gpu.words import tile_ids
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 
 HELD = ("weight", "points", "row_scales", "group_scales", "group_offsets", "bias")
 TABLE = 256
-
-
-@triton.jit
-def rest(whole, part):
-    """What `part` leaves of `whole`; nothing of an infinity."""
-    part = part.to(tl.float32)
-    return tl.where(whole == part, 0.0, whole - part)
 
 
 @triton.jit
@@ -53,17 +46,7 @@ def linear_points(
             w *= tl.load(group_scales + at, mask=there, other=0.0)
             if group_offsets is not None:
                 w += tl.load(group_offsets + at, mask=there, other=0.0)
-        if x.dtype.element_ty == tl.float32:
-            total = tl.dot(a, w, total, input_precision="ieee")
-        else:
-            # two bfloat16 stand for a float32 weight, and exactly for a float16 of x
-            high = a.to(tl.bfloat16)
-            upper = w.to(tl.bfloat16)
-            lower = rest(w, upper).to(tl.bfloat16)
-            total = tl.dot(high, upper, tl.dot(high, lower, total))
-            if x.dtype.element_ty == tl.float16:
-                low = rest(a.to(tl.float32), high).to(tl.bfloat16)
-                total = tl.dot(low, upper, total)
+        total = tl.dot(a, w, total, input_precision="ieee")
     y = total * tl.load(row_scales + j, mask=real_j, other=0.0)[None, :]
     if bias is not None:
         y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[None, :]
@@ -104,19 +87,26 @@ def refuse_points(call: Call) -> str | None:
     return None
 
 
-def _tile(m: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+def sizes(call: Call) -> tuple[int, int, int, int]:
+    """Rows of x, outputs, columns and groups."""
+    (n, k), scales = call["weight"].shape, call["group_scales"]
+    return rows_of(call["x"]), n, k, 1 if scales is None else scales.shape[1]
+
+
+def _accepts(call: Call) -> str | None:
+    if call["x"].dtype is not torch.float32:
+        return f"the input is {call['x'].dtype}; others do 16-bit floats"
+    return refuse_points(call)
+
+
+def _tile(m: int) -> tuple[int, int, int, int]:
     """Rows of x, outputs, columns and warps."""
-    if dtype is torch.float32:
-        return (16, 32, 16, 4) if m <= 32 else (32, 64, 16, 4)
-    return (16, 32, 64, 4) if m <= 32 else (64, 64, 32, 4)
+    return (16, 32, 16, 4) if m <= 32 else (32, 64, 16, 4)
 
 
 def _launch(call: Call) -> Tensor:
-    x = flat(call["x"])
-    m, (n, k) = x.shape[0], call["weight"].shape
-    scales = call["group_scales"]
-    groups = 1 if scales is None else scales.shape[1]
-    bm, bn, bk, warps = _tile(m, x.dtype)
+    x, (m, n, k, groups) = flat(call["x"]), sizes(call)
+    bm, bn, bk, warps = _tile(m)
     out = x.new_empty((*call["x"].shape[:-1], n))
     linear_points[(triton.cdiv(m, bm) * triton.cdiv(n, bn),)](
         x, *(call[name] for name in HELD), out, m, n, k, groups, k // groups, x.stride(0),
@@ -127,10 +117,9 @@ def _launch(call: Call) -> Tensor:
 
 def points_cost(call: Call) -> Cost:
     x = call["x"]
-    n, k = call["weight"].shape
+    m, n, k, _ = sizes(call)
     held = [call[name] for name in HELD if call[name] is not None]
     moved = sum(t.numel() * t.element_size() for t in (*held, x))
-    m = rows_of(x)
     kind = "fp32" if x.dtype is torch.float32 else "bf16"
     return Cost(moved + m * n * x.element_size(), 2.0 * m * n * k, kind)
 
@@ -139,34 +128,30 @@ def _builds(target: Target) -> Sequence[Build] | str:
     builds: list[Build] = []
     n = k = 4096
     for m in (16, 4096):
-        for dtype in FLOATS:
-            bm, bn, bk, warps = _tile(m, dtype)
-            t = TYPES[dtype]
-            kind = "fp32" if dtype is torch.float32 else "bf16"
-            moved = n * k + 4 * n * k / 32 + m * (n + k) * dtype.itemsize
-            builds.append(
-                Build(
-                    label=f"{t} m {m} scales",
-                    function=linear_points,
-                    signature={
-                        "x": f"*{t}",
-                        "weight": "*u8",
-                        "points": "*fp32",
-                        "row_scales": "*fp32",
-                        "group_scales": "*fp32",
-                        "bias": f"*{t}",
-                        "out": f"*{t}",
-                        **dict.fromkeys(("m", "n", "k", "groups", "width", "stride"), "i32"),
-                    },
-                    constants={"BM": bm, "BN": bn, "BK": bk, "group_offsets": None},
-                    warps=warps,
-                    stages=2,
-                    mma=None if kind == "fp32" else kind,
-                    divisible=frozenset(("n", "k", "groups", "width", "stride")),
-                    cost=Cost(moved, 2.0 * m * n * k, kind),
-                    programs=-(-m // bm) * (n // bn),
-                )
+        bm, bn, bk, warps = _tile(m)
+        moved = n * k + 4 * n * k / 32 + 4 * m * (n + k)
+        builds.append(
+            Build(
+                label=f"fp32 m {m} scales",
+                function=linear_points,
+                signature={
+                    "x": "*fp32",
+                    "weight": "*u8",
+                    "points": "*fp32",
+                    "row_scales": "*fp32",
+                    "group_scales": "*fp32",
+                    "bias": "*fp32",
+                    "out": "*fp32",
+                    **dict.fromkeys(("m", "n", "k", "groups", "width", "stride"), "i32"),
+                },
+                constants={"BM": bm, "BN": bn, "BK": bk, "group_offsets": None},
+                warps=warps,
+                stages=2,
+                divisible=frozenset(("n", "k", "groups", "width", "stride")),
+                cost=Cost(moved, 2.0 * m * n * k, "fp32"),
+                programs=-(-m // bm) * (n // bn),
             )
+        )
     return builds
 
 
@@ -174,7 +159,7 @@ KERNELS.add(
     Kernel(
         name="linear_points",
         operator="linear.points",
-        accepts=refuse_points,
+        accepts=_accepts,
         launch=_launch,
         cost=points_cost,
         builds=_builds,

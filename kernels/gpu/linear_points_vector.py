@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass._kernels.gpu.linear_points import HELD, points_cost, refuse_points
+from qpass._kernels.gpu.linear_points import HELD, points_cost, refuse_points, sizes
 from qpass._kernels.gpu.weights import FLOATS, TYPES, flat, rows_of
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
 from qpass.runtime.tuned import Tuning, bucket, launch
 
-# rows of x that share what is looked up
-MOST_ROWS = 4
+# rows of x that share what is looked up, and the most that are done so
+TOGETHER, MOST_ROWS = 4, 8
 
 
 @triton.jit
@@ -99,13 +99,10 @@ USUAL = Part(8, 64, 4)
 
 def run(call: Call, part: Part) -> Tensor:
     """Serve a call with a given configuration."""
-    x = flat(call["x"])
-    m, (n, k) = x.shape[0], call["weight"].shape
-    scales = call["group_scales"]
-    groups = 1 if scales is None else scales.shape[1]
+    x, (m, n, k, groups) = flat(call["x"]), sizes(call)
     width = k // groups
     columns = min(16, width & -width)
-    together = 1 if m == 1 else 2 if m == 2 else MOST_ROWS
+    together = 1 if m == 1 else 2 if m == 2 else TOGETHER
     out = x.new_empty((*call["x"].shape[:-1], n))
     linear_points_vector[(triton.cdiv(n, part.outputs), triton.cdiv(m, together))](
         x, *(call[name] for name in HELD), out, m, n, k, groups, width, x.stride(0),
@@ -124,9 +121,8 @@ def _accepts(call: Call) -> str | None:
 
 
 def _key(call: Call) -> str:
-    x, (n, k) = call["x"], call["weight"].shape
-    groups = 0 if call["group_scales"] is None else call["group_scales"].shape[1]
-    return f"{bucket(rows_of(x))} x {k} x {n}, {groups} groups, {TYPES[x.dtype]}"
+    m, n, k, groups = sizes(call)
+    return f"{bucket(m)} x {k} x {n}, {groups} groups, {TYPES[call['x'].dtype]}"
 
 
 TUNING = Tuning(
@@ -145,7 +141,7 @@ TUNING = Tuning(
 def _builds(target: Target) -> Sequence[Build] | str:
     builds: list[Build] = []
     n, k, groups = 4096, 4096, 128
-    for m in (1, MOST_ROWS):
+    for m in (1, TOGETHER):
         for dtype in FLOATS:
             t = TYPES[dtype]
             moved = n * k + 4 * n * groups + m * (n + k) * dtype.itemsize

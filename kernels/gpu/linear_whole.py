@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass._kernels.gpu.linear_points import points_cost, refuse_points
+from qpass._kernels.gpu.linear_points import points_cost, refuse_points, sizes
 from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.weights import TYPES, cost, flat, linear_key, refuse_weight, rows_of
 from qpass._kernels.gpu.words import column
@@ -33,7 +33,7 @@ FEWEST_ROWS = 384
 AT_ONCE = 64 << 20
 LINES = 64
 # the same of points, which no other kernel does as fast
-FEWEST_POINTS = 16
+FEWEST_POINTS = 9
 OUTPUTS, COLUMNS = 8, 256
 WARPS = 4
 
@@ -169,15 +169,13 @@ def finished(call: Call, out: Tensor) -> Tensor:
 
 def run_points(call: Call) -> Tensor:
     """Serve a call of `linear.points`."""
-    x = flat(call["x"])
-    n, k = call["weight"].shape
-    scales = call["group_scales"]
-    groups = 1 if scales is None else scales.shape[1]
+    x, (_, n, k, groups) = flat(call["x"]), sizes(call)
     out = x.new_empty((x.shape[0], n))
 
     def unpack(to: Tensor, a: int, b: int) -> None:
         unpack_points[(triton.cdiv(b - a, OUTPUTS), triton.cdiv(k, COLUMNS))](
-            call["weight"], call["points"], call["row_scales"], scales, call["group_offsets"], to,
+            call["weight"], call["points"], call["row_scales"], call["group_scales"],
+            call["group_offsets"], to,
             a, b, k, groups, k // groups, BN=OUTPUTS, BK=COLUMNS, num_warps=WARPS,
         )  # fmt: skip
 

@@ -301,6 +301,8 @@ def refused_points() -> Iterator[Case]:
         return Case(f"points-{why}", "linear.points", changed)
 
     yield case("double", x.double(), codes, table, ones, scales, None, None)
+    half = torch.zeros(2, 8, dtype=torch.float16)
+    yield case("half-and-short", half, codes.short(), table, ones, scales, None, None)
     yield case("short", x, codes.short(), table, ones, scales, None, None)
     yield case("features", x[:, :6], codes, table, ones, scales, None, None)
     yield case("small-table", x, codes, table[:16], ones, scales, None, None)
