@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from qpass.errors import StateError, Unsupported
 from qpass.formats import QuantizedTensor
 from qpass.plan import Quantized, Recipe
 from qpass.plan.choose import choose
-from qpass.rounding import ROUNDINGS
+from qpass.rounding import ROUNDINGS, round_parts
 from qpass.targets.layers import QuantizedLinear, RotatedLinear
 from qpass.targets.module import write_back
 from qpass.targets.record import record_of
@@ -128,10 +129,10 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
     want, modules = output(model, inputs), dict(model.named_modules())
     state = {key: value.clone() for key, value in model.state_dict().items()}
 
-    def fails_late(entry: Quantized, weight_nk: Tensor) -> QuantizedTensor:
+    def fails_late(entry: Quantized, parts_nk: Iterator[Tensor]) -> QuantizedTensor:
         if entry.site.startswith("head"):
             raise RuntimeError("planted")
-        return ROUNDINGS["nearest"].round(weight_nk, entry.weight, {})
+        return round_parts(ROUNDINGS["nearest"], parts_nk, entry.weight, {})
 
     with pytest.raises(RuntimeError, match="planted"):
         apply(model, inputs, "w8a8", encode=fails_late)
