@@ -9,7 +9,7 @@ from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,7 +20,7 @@ from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
 from qpass.search.holdout import Holdout, split
-from qpass.search.learning import Best, learn
+from qpass.search.learning import Best, affordable, learn
 from qpass.search.products import Products, prepare
 from qpass.search.trial import Trial
 from qpass.search.whole import Whole
@@ -48,27 +48,25 @@ class Learned(Chooser):
             return task.plan, (Note(False, self.name, prepared),)
         trial, products = prepared
         best = Best(trial, Holdout(task))
-        _by_products(trial, products, task, best)
+        _by_products(products, task, best)
         clips = products.clips
+        # its samples are large
         del products, prepared
         _by_outputs(trial, clips, task, best)
-        if not best.found:
-            return task.plan, (Note(False, self.name, "the start is best on held-out data"),)
-        why = f"held-out error {best.first:.4g} becomes {best.score:.4g}"
-        return trial.turning.plan(task.plan, best.matrices), (Note(True, self.name, why),)
+        return best.taken(task.plan, self.name, "rotations learned")
 
 
-def _by_products(trial: Trial, products: Products, task: Task, best: Best) -> None:
+def _by_products(products: Products, task: Task, best: Best) -> None:
     generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
 
     def loss(matrices: Sequence[Tensor], _at: int) -> Tensor:
         return products.loss(matrices, generator, SHARE)
 
     steps = affordable(WORK, products.work(SHARE), LEAST_STEPS, MOST_STEPS)
-    learn(best, trial, loss, steps, RATE, lambda at, of: task.advance("turn", at, of))
+    learn(best, loss, steps, RATE, lambda at, of: task.advance("learn on samples", at, of))
 
 
-def _by_outputs(trial: Trial, clips: dict[str, float], task: Task, best: Best) -> None:
+def _by_outputs(trial: Trial, clips: Mapping[str, float], task: Task, best: Best) -> None:
     learning, _ = split(task.batches)
     whole = Whole(trial, task.program, learning, clips)
     generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
@@ -80,12 +78,7 @@ def _by_outputs(trial: Trial, clips: dict[str, float], task: Task, best: Best) -
         return whole.loss(matrices, order.pop())
 
     steps = affordable(WHOLE_WORK, whole.work(), LEAST_WHOLE_STEPS, MOST_WHOLE_STEPS)
-    learn(best, trial, loss, steps, RATE, lambda at, of: task.advance("learn rotations", at, of))
-
-
-def affordable(work: float, of_one: float, least: int, most: int) -> int:
-    """How many steps some work is enough for, within bounds."""
-    return round(min(most, max(least, work / max(1.0, of_one))))
+    learn(best, loss, steps, RATE, lambda at, of: task.advance("learn rotations", at, of))
 
 
 CHOOSERS.add(Learned())

@@ -9,14 +9,17 @@ from typing import final
 import torch
 from torch import Tensor
 
+from qpass.ir import Note
+from qpass.plan import Plan
 from qpass.search.holdout import Holdout
 from qpass.search.orthogonal import Learner
+from qpass.search.regions import Turning
 from qpass.search.trial import Trial
 
 # how often held-out data is looked at while something is learned
-LOOKS = 3
+LOOKS = 4
 
-# what a step costs, by its number
+# what a step costs under matrices, by its number
 Loss = Callable[[Sequence[Tensor], int], Tensor]
 # is told how many steps are done, of how many
 Advance = Callable[[int, int], None]
@@ -24,30 +27,46 @@ Advance = Callable[[int, int], None]
 
 @final
 class Best:
-    """The best matrices so far, on data that nothing was learned from."""
+    """The best matrices so far, by what rounding really does to data that nothing is learned from.
+
+    Those that change nothing are the first.
+    """
 
     def __init__(self, trial: Trial, holdout: Holdout) -> None:
         self._trial, self._holdout = trial, holdout
         self.matrices: list[Tensor] = [
-            torch.eye(n, device="cpu").repeat(h, 1, 1) for h, n in trial.turning.shapes
+            torch.eye(n, device="cpu").repeat(h, 1, 1) for h, n in self.turning.shapes
         ]
-        self.score = self.first = self._scored(self.matrices)
+        self.score = self.first = self._judged(self.matrices)
         self.found = False
+
+    @property
+    def turning(self) -> Turning:
+        return self._trial.turning
 
     def offer(self, matrices: list[Tensor]) -> None:
         """Keep these if they are better."""
-        score = self._scored(matrices)
+        score = self._judged(matrices)
         # a comparison with NaN is false; what is not a number is no reason to stay at one
         if score < self.score or (math.isnan(self.score) and not math.isnan(score)):
             self.matrices, self.score, self.found = matrices, score, True
 
-    def _scored(self, matrices: list[Tensor]) -> float:
+    def taken(self, plan: Plan, name: str, done: str) -> tuple[Plan, tuple[Note, ...]]:
+        """The plan with the best matrices, and what they gained on held-out data."""
+        if not self.found:
+            return plan, (
+                Note(False, name, f"the start is best on held-out data: {self.first:.4g}"),
+            )
+        why = f"{done}: held-out error {self.first:.4g} becomes {self.score:.4g}"
+        return self.turning.plan(plan, self.matrices), (Note(True, name, why),)
+
+    def _judged(self, matrices: list[Tensor]) -> float:
         return self._trial.score(matrices, self._holdout.batches, self._holdout.wanted)
 
 
-def learn(best: Best, trial: Trial, loss: Loss, steps: int, rate: float, advance: Advance) -> None:
+def learn(best: Best, loss: Loss, steps: int, rate: float, advance: Advance) -> None:
     """Go on from the best with steps that become smaller, and offer where they lead."""
-    learner = Learner(trial.turning.shapes, trial.turning.lifted, best.matrices)
+    learner = Learner(best.turning.shapes, best.turning.lifted, best.matrices)
     for at in range(steps):
         advance(at, steps)
         now = rate * 0.5 * (1 + math.cos(math.pi * at / steps))
@@ -55,3 +74,8 @@ def learn(best: Best, trial: Trial, loss: Loss, steps: int, rate: float, advance
         if (at + 1) % -(-steps // LOOKS) == 0 or at == steps - 1:
             best.offer(learner.values())
     advance(steps, steps)
+
+
+def affordable(work: float, of_one: float, least: int, most: int) -> int:
+    """How many steps some work is enough for, within bounds."""
+    return round(min(most, max(least, work / max(1.0, of_one))))

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.gradients import costs as costs_of
+from qpass.formats import QuantSpec
 from qpass.ir import Program, fresh, read
 from qpass.plan.chooser import Task
 from qpass.search.fake import best_clip, fake
@@ -90,6 +91,10 @@ class Products:
         chosen = torch.randperm(len(self.all), generator=generator)[:count].tolist()
         found = [self.error(self.all[i], matrices, generator) for i in chosen]
         return torch.stack(found).mean() * len(self.all)
+
+    def read_as(self, product: Sampled) -> QuantSpec | None:
+        """How the input of a product is quantized."""
+        return self._trial.entries[product.matmul.use].activation
 
     def work(self, share: float) -> float:
         """About how many multiplications one step of learning takes."""

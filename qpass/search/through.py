@@ -37,10 +37,13 @@ class Through:
         self._narrow = narrow
 
     def outputs(self, inputs: Sequence[object], made: Made) -> tuple[object, ...]:
-        """What the program returns, with gradients to all that `made` makes weights from."""
+        """What the program returns, with gradients to all that `made` makes weights from.
+
+        Under `no_grad` without, and then nothing is kept for them.
+        """
         values: dict[fx.Node, object] = dict(zip(self._program.inputs, fresh(inputs), strict=True))
         after = [part.alive for part in self._parts[1:]] + [self._program.outputs]
-        with torch.enable_grad(), self._narrowed():
+        with self._narrowed():
             for part, wanted in zip(self._parts, after, strict=True):
                 values = self._passed(part, values, wanted, made)
         return tuple(values[node] for node in self._program.outputs)
@@ -76,5 +79,8 @@ class Through:
             return tuple(load(node) for node in wanted)
 
         given = [values[node] for node in part.alive]
-        found = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled():
+            found = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+        else:
+            found = run(*given)
         return dict(zip(wanted, cast("tuple[object, ...]", found), strict=True))

@@ -24,7 +24,7 @@ MODELS = ("llama", "gpt2", "bert", "vision", "gpt_neox", "nano_gpt")
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch) -> None:
     """As many as show that it learns."""
-    monkeypatch.setattr(learned, "MOST_STEPS", 30)
+    monkeypatch.setattr(learned, "MOST_STEPS", 50)
     monkeypatch.setattr(learned, "MOST_WHOLE_STEPS", 10)
 
 

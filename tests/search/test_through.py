@@ -42,3 +42,6 @@ def test_gradients_in_stretches_are_those_of_the_whole(name: str, monkeypatch) -
     for use, gradient in whole.items():
         torch.testing.assert_close(got[use], gradient, rtol=1e-5, atol=1e-7)
     assert any(bool(g.any()) for g in whole.values())
+    with torch.no_grad():
+        for got, value in zip(through.outputs(inputs, {}.get), program.run(*inputs), strict=True):
+            torch.testing.assert_close(got, value)
