@@ -22,17 +22,23 @@ _ONE = torch.ones(1, dtype=torch.float64, device="cpu")
 def fake(x: Tensor, spec: QuantSpec, clip: float = 1.0) -> Tensor:
     """`x` as `spec` stores it, in a wide type and with gradients to within its rounding.
 
-    Blocks lie along the last axis. Dynamic rows are what products read. The grid of a weight
-    `[n, k]` ends at `clip` times the extreme of each block. The gradient is that of a rounding
-    whose residue is a constant number of steps, so a smaller step is a smaller error, and of an
-    end where an entry is clipped.
+    Blocks lie along the last axis. Dynamic rows and those with a static scale are what products
+    read. The grid of a weight `[n, k]` ends at `clip` times the extreme of each block. The gradient
+    is that of a rounding whose residue is a constant number of steps, so a smaller step is a
+    smaller error, and of an end where an entry is clipped.
     """
     given = x.detach()
+    if spec.scale is not None:
+        y = as_read(given, spec)
+        # a scale that stands does not move with what it scales
+        return y + (x - given) * _inside(given / spec.scale, spec) if x.requires_grad else y
     if spec.dynamic:
         y, ends = as_read(given, spec), None
-        if not isinstance(spec.codes, Integers):
-            top_b1 = y.reshape(-1, _length(x, spec)).abs().amax(-1, keepdim=True)
-            ends = (-top_b1, top_b1)
+        if spec.clip != 1 or not isinstance(spec.codes, Integers):
+            ends = y.reshape(-1, _length(x, spec)).aminmax(dim=-1, keepdim=True)
+            if spec.symmetric:
+                top_b1 = torch.maximum(-ends[0], ends[1])
+                ends = (-top_b1, top_b1)
     else:
         y, ends = _stored(given, spec, clip)
     if not x.requires_grad:
@@ -98,6 +104,14 @@ def _passed(
         x_bl, given_bl = x_bl * inside_bl, given_bl * inside_bl
     rest_bl = (y_bl - given_bl) / _safe(size_b1.detach())
     return torch.addcmul(x_bl.to(y_bl.dtype), size_b1.to(y_bl.dtype), rest_bl)
+
+
+def _inside(steps: Tensor, spec: QuantSpec) -> Tensor:
+    """Which multiples of a static scale are between its first point and its last."""
+    first, last = (-spec.codes.high, spec.codes.high)
+    if spec.integers:
+        first, last = (end - spec.zero for end in spec.whole_range)
+    return (steps >= first) & (steps <= last)
 
 
 def _safe(x: Tensor) -> Tensor:

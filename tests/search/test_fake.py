@@ -27,6 +27,10 @@ DYNAMIC = [
     QuantSpec("e2m1", 16, scale_format="e8m0", dynamic=True),
     QuantSpec("e2m1", 16, scale_format="e4m3", tensor_scale=True, dynamic=True),
     QuantSpec("e4m3", dynamic=True),
+    QuantSpec("int4", dynamic=True, clip=0.8),
+    QuantSpec("int8", "tensor", scale=0.011),
+    QuantSpec("int8", "tensor", symmetric=False, scale=0.02, zero=-30),
+    QuantSpec("e4m3", "tensor", scale=0.004),
 ]
 
 
@@ -35,6 +39,25 @@ def test_activations_are_what_products_read(spec: QuantSpec) -> None:
     x = values(2, 5, 48)
     assert torch.equal(fake(x, spec), as_read(x, spec))
     torch.testing.assert_close(fake(x.clone().requires_grad_(), spec).detach(), as_read(x, spec))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [QuantSpec("int4", dynamic=True, clip=0.4), QuantSpec("int8", "tensor", scale=0.006)],
+    ids=str,
+)
+def test_what_is_clipped_passes_no_gradient_of_its_own(spec: QuantSpec) -> None:
+    x = values(4, 48).requires_grad_()
+    size, largest = x.detach().abs(), x.detach().abs().argmax(-1, keepdim=True)
+    ends = size.amax(-1, keepdim=True) * spec.clip if spec.scale is None else 128 * spec.scale
+    (gradient,) = torch.autograd.grad(fake(x, spec).sum(), x)
+    clipped, inside = size > ends * 1.1, size < ends * 0.9
+    # the end of a dynamic grid moves with the largest
+    clipped.scatter_(-1, largest, value=False)
+    inside.scatter_(-1, largest, value=False)
+    assert clipped.any()
+    assert (gradient[clipped] == 0).all()
+    assert (gradient[inside] == 1).all()
 
 
 def weight_specs() -> list[QuantSpec]:
