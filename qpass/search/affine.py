@@ -30,7 +30,7 @@ from qpass.rotations import Element, Group, Kronecker, Transform
 from qpass.search.fake import best_clip, fake
 from qpass.search.holdout import Holdout
 from qpass.search.regions import turned
-from qpass.search.samples import Draws, Sample, applied, samples
+from qpass.search.samples import Draws, Sample, applied, changed_places, samples
 
 # steps of learning, the first of which moves each entry by about this much
 STEPS, RATE = 80, 0.02
@@ -61,19 +61,13 @@ class Affine(Chooser):
         after, products = samples(task, replace(plan, online=()))
         online = {o.site: o.transform for o in plan.online}
         running = {use: online.get(after.site(use)) for use in products}
-        changed = {
-            (site.use, site.axis)
-            for group in {c.group for c in plan.changed}
-            for region in find_regions(after, group)
-            if any(c.region in region.names and c.group is group for c in plan.changed)
-            for site in region.sites
-        }
+        taken = changed_places(after, plan.changed)
         chosen: list[Changed] = []
         regions = [r for r in find_regions(after, Group.GENERAL) if not r.pins]
         for at, region in enumerate(regions):
             task.advance("learn matrices", at, len(regions))
-            # what another method has changed already is in another order once both are done
-            if region.width > WIDEST or any((s.use, s.axis) in changed for s in region.sites):
+            places = {(s.use, s.axis) for s in region.sites}
+            if region.width > WIDEST or not taken.isdisjoint(places):
                 continue
             sides = _Sides.of(region, products, running)
             if sides is not None and (found := sides.learned(plan.recipe.seed)) is not None:

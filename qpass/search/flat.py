@@ -21,24 +21,22 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qpass.analyze import Matmul
 from qpass.errors import BadInput
-from qpass.ir import Note, Program
+from qpass.ir import Note
 from qpass.plan import Online, Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
 from qpass.rotations import Kronecker, Transform
 from qpass.rotations.hadamard_orders import sylvester
 from qpass.search.fake import best_clip, fake
+from qpass.search.groups import Group, groups
 from qpass.search.holdout import Holdout
-from qpass.search.samples import Draws, Sample, applied, samples
+from qpass.search.samples import Draws, Sample
 
 # steps of learning, the first of which moves each entry by about this much, against entries of 1
 STEPS, RATE = 80, 0.02
 # how often a factor is compared on the way: some steps have led to where little can be undone
 LOOKS = 2
 STEP_ROWS, STEP_CHANNELS = 128, 192
-# what candidates are compared on
-HELD_CHANNELS = 512
 # a factor is multiplied by as it is, so beyond this order it costs more than the product it helps
 LARGEST_ORDER = 256
 # what a transform has to gain to be worth it: less is noise of the samples
@@ -55,18 +53,18 @@ class Flat(Chooser):
     def choose(self, task: Task) -> tuple[Plan, tuple[Note, ...]]:
         if not task.plan.quantized:
             return task.plan, (Note(False, self.name, "nothing is rounded"),)
-        groups = _groups(task)
+        _, every = groups(task)
         online = {o.site: o for o in task.plan.online}
         chosen = 0
-        for at, group in enumerate(groups):
-            task.advance("learn transforms", at, len(groups))
-            transform = group.learned(task.plan.recipe.seed)
+        for at, group in enumerate(every):
+            task.advance("learn transforms", at, len(every))
+            transform = _Learner(group).learned(task.plan.recipe.seed)
             if transform is not None:
                 online |= {site: Online(site, transform) for site in group.sites}
                 chosen += 1
-        task.advance("learn transforms", len(groups), len(groups))
+        task.advance("learn transforms", len(every), len(every))
         plan = replace(task.plan, online=tuple(online.values()))
-        return Holdout(task).better(plan, self.name, f"{chosen} inputs of {len(groups)} flattened")
+        return Holdout(task).better(plan, self.name, f"{chosen} inputs of {len(every)} flattened")
 
 
 @final
@@ -81,35 +79,33 @@ class _Form:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """Products that read one value, or are one layer, and so have one transform."""
+class _Learner:
+    """How the transform of a group is found."""
 
-    sites: tuple[str, ...]
-    products: tuple[Sample, ...]
-    present: Transform | Kronecker | None
+    group: Group
 
     def learned(self, seed: int) -> Kronecker | None:
         """The transform that costs least, if any costs less than what the group has."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        held = [p.held(generator) for p in self.products]
-        least, best = GAIN * self._cost(held, self.present), None
+        held = [p.held(generator) for p in self.group.products]
+        least, best = GAIN * self.group.cost(held, self.group.present), None
         for form in self._forms(seed):
             for factor in self._factors(form, held, seed, generator):
-                width = self.products[0].x_mk.shape[1]
+                width = self.group.products[0].x_mk.shape[1]
                 try:
                     found = Kronecker.of(factor, width, power=form.power, seed=seed)
                 except BadInput:
                     # it has come too close to one that cannot be undone
                     continue
-                if (cost := self._cost(held, found)) < least:
+                if (cost := self.group.cost(held, found)) < least:
                     least, best = cost, found
         return best
 
     def _forms(self, seed: int) -> Iterator[_Form]:
-        width = self.products[0].x_mk.shape[1]
+        width = self.group.products[0].x_mk.shape[1]
         blocks = {
             spec.block
-            for p in self.products
+            for p in self.group.products
             for spec in (p.entry.weight, p.entry.activation)
             if spec is not None and not isinstance(spec.block, str)
         }
@@ -129,13 +125,13 @@ class _Group:
     ) -> Iterator[Tensor]:
         """The start of a form and where Adam goes from it, on rows that are not held out."""
         yield form.start
-        width = self.products[0].x_mk.shape[1]
+        width = self.group.products[0].x_mk.shape[1]
         drawn = Kronecker.of(form.start, width, power=form.power, seed=seed).fast().signs.float()
         start = form.start.float()
         # entries of the change are of one size, whatever those of the start
         change = torch.zeros(form.order, form.order, requires_grad=True)
-        clips = [_clip(p, drawn, start, form.power) for p in self.products]
-        rows = [Draws.of(p, some) for p, some in zip(self.products, held, strict=True)]
+        clips = [_clip(p, drawn, start, form.power) for p in self.group.products]
+        rows = [Draws.of(p, some) for p, some in zip(self.group.products, held, strict=True)]
         optimizer = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.95))
         eye = torch.eye(form.order)
         for step in range(STEPS):
@@ -144,7 +140,7 @@ class _Group:
             factor = start @ (eye + change)
             losses = [
                 _loss(p, r, c, drawn, factor, form.power, generator)
-                for p, r, c in zip(self.products, rows, clips, strict=True)
+                for p, r, c in zip(self.group.products, rows, clips, strict=True)
             ]
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), [change])
             if not bool(gradient.isfinite().all()):
@@ -154,20 +150,6 @@ class _Group:
             if (step + 1) % (STEPS // LOOKS) == 0:
                 yield (start @ (eye + change)).detach().double()
 
-    def _cost(self, held: Sequence[Tensor], transform: Transform | Kronecker | None) -> float:
-        """What errors of the held rows cost under a transform."""
-        total = 0.0
-        for product, at_m in zip(self.products, held, strict=True):
-            x_mk = product.x_mk[at_m]
-            w_nk = product.w_nk[:: -(-len(product.w_nk) // HELD_CHANNELS)]
-            want_mn = x_mk @ w_nk.mT
-            if transform is not None:
-                x_mk, w_nk = applied(transform, x_mk, 1), applied(transform, w_nk, -1)
-            got_mn = product.read(x_mk) @ product.stored(w_nk).mT
-            error_m = (got_mn - want_mn).square().mean(1)
-            total += float((error_m * product.cost_m[at_m]).mean()) * len(product.w_nk)
-        return total
-
 
 def whole_order(width: int) -> int | None:
     """The order of the factor of a width: about its root, with a power of two as the rest."""
@@ -175,36 +157,6 @@ def whole_order(width: int) -> int | None:
     while order * order < width:
         order *= 2
     return order if 1 < order <= LARGEST_ORDER else None
-
-
-def _groups(task: Task) -> list[_Group]:
-    """The quantized products, those of one value or one layer together."""
-    plan = task.plan
-    entries = {entry.site for entry in plan.quantized}
-    present = {o.site: o.transform for o in plan.online}
-    bare = replace(plan, online=tuple(o for o in plan.online if o.site not in entries))
-    after, found = samples(task, bare)
-    groups: list[_Group] = []
-    for together in _together(after, [s.matmul for s in found.values()]):
-        sites = tuple(dict.fromkeys(after.site(m.use) for m in together))
-        held = {present.get(site) for site in sites}
-        if len(held) > 1 or len({found[m.use].x_mk.shape[1] for m in together}) > 1:
-            continue
-        groups.append(_Group(sites, tuple(found[m.use] for m in together), held.pop()))
-    return groups
-
-
-def _together(after: Program, matmuls: Sequence[Matmul]) -> list[list[Matmul]]:
-    """Products that share a value or a layer."""
-    first: dict[str, int] = {}
-    one = list(range(len(matmuls)))
-    for i, matmul in enumerate(matmuls):
-        for key in (f"value {matmul.value}", f"site {after.site(matmul.use)}"):
-            other, mine = one[first.setdefault(key, i)], one[i]
-            one = [other if at == mine else at for at in one]
-    return [
-        [m for m, at in zip(matmuls, one, strict=True) if at == each] for each in dict.fromkeys(one)
-    ]
 
 
 def _clip(product: Sample, signs: Tensor, factor: Tensor, power: int) -> float:

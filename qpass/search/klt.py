@@ -20,6 +20,7 @@ from qpass.rotations import Transform, lift
 from qpass.search.holdout import Holdout
 from qpass.search.products import Products, prepare
 from qpass.search.regions import coordinates
+from qpass.search.stacks import cheaper
 
 _MIXING = "hadamard"
 
@@ -37,21 +38,14 @@ class Klt(Chooser):
             return task.plan, (Note(False, self.name, prepared),)
         trial, products = prepared
         turning, seed = trial.turning, task.plan.recipe.seed
-        eyes = [torch.eye(n).repeat(h, 1, 1) for h, n in turning.shapes]
         found = [
             _mixed(moments, seed, lifted=lifted)
             for moments, lifted in zip(
                 _moments(products, turning.shapes), turning.lifted, strict=True
             )
         ]
-        # one stack at a time: where the start is better it stays
-        chosen = list(eyes)
-        with torch.no_grad():
-            for i in range(len(found)):
-                trials = [chosen, [*chosen[:i], found[i], *chosen[i + 1 :]]]
-                costs = [_cost(products, matrices, i, seed) for matrices in trials]
-                chosen = trials[costs.index(min(costs))]
-        if all(a is b for a, b in zip(chosen, eyes, strict=True)):
+        chosen = cheaper(products, turning.shapes, found, seed)
+        if chosen is None:
             return task.plan, (Note(False, self.name, "the start is best everywhere"),)
         plan = turning.plan(task.plan, chosen)
         return Holdout(task).better(plan, self.name, "principal axes mixed")
@@ -75,16 +69,6 @@ def _mixed(moments: Tensor, seed: int, *, lifted: bool) -> Tensor:
     axes = torch.linalg.eigh(moments).eigenvectors
     mixed = axes @ Transform(_MIXING, width, seed, heads).matrix()
     return (torch.stack([lift(each) for each in mixed]) if lifted else mixed).float()
-
-
-def _cost(products: Products, matrices: Sequence[Tensor], stack: int, seed: int) -> float:
-    """What the errors of the products cost that turn with a stack."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return sum(
-        float(products.error(product, matrices, generator))
-        for product in products.all
-        if any(spot.stack == stack for spot in (*product.reading, *product.writing))
-    )
 
 
 CHOOSERS.add(Klt())

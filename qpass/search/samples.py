@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from qpass.analyze import Matmul, find_matmuls
+from qpass.analyze import Matmul, find_matmuls, find_regions
 from qpass.ir import Program
 from qpass.ops import as_read
-from qpass.plan import Plan, Quantized
+from qpass.plan import Changed, Plan, Quantized
 from qpass.plan.chooser import Task
 from qpass.rotations import Kronecker, Transform
 from qpass.rounding import ROUNDINGS, without_data
@@ -103,3 +104,19 @@ def samples(task: Task, plan: Plan) -> tuple[Program, dict[str, Sample]]:
 def applied(transform: Transform | Kronecker, x: Tensor, power: int) -> Tensor:
     """The last axis changed by a transform, or by its inverse transpose for a power of -1."""
     return transform.turn(x.unsqueeze(-2), power=power).squeeze(-2)
+
+
+def changed_places(program: Program, changed: Sequence[Changed]) -> set[tuple[str, int]]:
+    """The axes of uses of weights that changes act on.
+
+    Changes of several groups are carried out in an order of their own, so a method leaves what
+    another has changed.
+    """
+    names = {(choice.group, choice.region) for choice in changed}
+    return {
+        (site.use, site.axis)
+        for group in {choice.group for choice in changed}
+        for region in find_regions(program, group)
+        if any((group, name) in names for name in region.names)
+        for site in region.sites
+    }

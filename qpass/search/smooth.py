@@ -25,6 +25,7 @@ from qpass.rotations import Element, Group, Kronecker, Transform
 from qpass.search.fake import best_clip, fake
 from qpass.search.holdout import Holdout, split
 from qpass.search.products import sample
+from qpass.search.samples import changed_places
 from qpass.transform import carry_out
 
 # how much of an activation's size moves into the weights
@@ -43,26 +44,33 @@ class Smooth(Chooser):
     """Adds scales to regions that are free under positive diagonals.
 
     One of `strengths` for each region: how much of an activation's size moves into the weights.
-    Without `balance` the weights have no say in it.
+    Without `balance` the weights have no say in it; `running` is about regions alone that are read
+    through transforms.
     """
 
     name: str = "smooth"
     strengths: tuple[float, ...] = STRENGTHS
     balance: bool = True
+    running: bool = False
 
     def choose(self, task: Task) -> tuple[Plan, tuple[Note, ...]]:
+        if not task.plan.quantized:
+            return task.plan, (Note(False, self.name, "nothing is rounded"),)
+        if self.running and not task.plan.online:
+            why = "no transform runs in front of a product"
+            return task.plan, (Note(False, self.name, why),)
         holdout = Holdout(task)
         learning, _ = split(task.batches)
         # scales come before what runs with the model
-        bare = replace(task.plan, online=(), changed=())
+        bare = replace(task.plan, online=())
         after = carry_out(task.program, task.folded, bare).program
         products = _Products(task, after, learning)
         regions = find_regions(after, Group.POSITIVE_DIAGONAL)
-        held = {(c.region, c.group) for c in task.plan.changed}
+        taken = changed_places(after, task.plan.changed)
         chosen: list[Changed] = []
         for at, region in enumerate(regions):
             task.advance("find scales", at, len(regions))
-            if region.pins or (region.name, region.group) in held:
+            if region.pins or any((s.use, s.axis) in taken for s in region.sites):
                 continue
             if (scales := products.scales(region, self)) is not None:
                 element = Element.of("diagonal", scales)
@@ -96,6 +104,8 @@ class _Products:
         readers = [s for s in region.sites if s.power < 0 and self._reads(s)]
         whole = all(self._scaled_alike(s) for s in region.sites if s.power > 0)
         if not readers or not whole:
+            return None
+        if how.running and any(self._online[s.use] is None for s in readers):
             return None
         x_hw, w_hw = self._sizes(region, readers)
         flat = torch.zeros(region.heads, region.width, dtype=torch.float64)
