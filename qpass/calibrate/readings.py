@@ -153,7 +153,7 @@ class _Read:
             weight = program.weights[matmul.use].evaluate(program.sources)
             costs.append(weight.double().square().sum(1 - matmul.reads))
         sites = dict.fromkeys(entries[m.use].site for m in products)
-        return _Read(stage.value, spec, tuple(sites), torch.stack(costs).sum(0))
+        return _Read(stage.value, spec, tuple(sites), torch.stack(costs).sum(0).float())
 
     def count(self, seen: Seen, x_mk: Tensor, cost_m: Tensor | None) -> None:
         """Add rows, whose tokens cost `cost_m`, to what was seen."""
@@ -162,10 +162,10 @@ class _Read:
                 f"calibration: the values at {self.value} are not finite\n"
                 "  look for NaN or infinity in the data, or calibrate the model in float32"
             )
-        x_mk = x_mk.double()
+        x_mk = x_mk.float()
         cost_mk = self.cost_k.expand(x_mk.shape)
         if cost_m is not None:
-            cost_mk = cost_mk * cost_m.double().unsqueeze(1)
+            cost_mk = cost_mk * cost_m.float().unsqueeze(1)
         if self.spec.dynamic:
             block = self.spec.block if isinstance(self.spec.block, int) else x_mk.shape[1]
             x_mgl = x_mk.reshape(len(x_mk), -1, block)

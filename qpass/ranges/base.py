@@ -11,43 +11,45 @@ from torch import Tensor
 from qpass.formats import QuantSpec
 from qpass.registry import Registry
 
-# magnitudes of 2^-60 to 2^60, each octave in so many bins
-OCTAVES, PARTS = 60, 64
-BINS = 2 * OCTAVES * PARTS + 1
+# a bin is a sign, an exponent and so many bits of a mantissa of float32
+MANTISSA = 6
+DROPPED = 23 - MANTISSA
+BINS = 2 ** (1 + 8 + MANTISSA)
 
 
 @final
 class Seen:
     """How often values of each size were read, and how much their errors cost; sums in float64.
 
-    Bins go by sign and magnitude, 1% wide; `low` and `high` are exact. Values of dynamic grids are
-    counted as shares of the extreme of their block, whose square is part of their cost.
+    Bins are at most 1.6% wide; `low` and `high` are exact. Values of dynamic grids are counted as
+    shares of the extreme of their block, whose square is part of their cost.
     """
 
     def __init__(self) -> None:
         self.low = self.high = 0.0
-        self.counts = torch.zeros(2 * BINS, dtype=torch.float64, device="cpu")
+        self.counts = torch.zeros(BINS, dtype=torch.float64, device="cpu")
         self.costs = torch.zeros_like(self.counts)
 
     def add(self, values: Tensor, costs: Tensor) -> None:
         """Count finite `values`, whose squared errors cost `costs`."""
         if not values.numel():
             return
-        flat = values.reshape(-1).double()
+        flat = values.float().reshape(-1)
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
-        octaves = flat.abs().clamp(2.0**-OCTAVES, 2.0**OCTAVES).log2() + OCTAVES
-        at = (octaves * PARTS).round().long() + BINS * (flat < 0)
-        self.counts += torch.bincount(at, minlength=2 * BINS)
-        self.costs += torch.bincount(at, costs.reshape(-1).double(), 2 * BINS)
+        at = (flat.view(torch.int32) >> DROPPED) & (BINS - 1)
+        self.counts += torch.bincount(at, minlength=BINS)
+        self.costs += torch.bincount(at, costs.reshape(-1), BINS)
 
     @property
     def values(self) -> Tensor:
-        """The value that each bin stands for, in float64."""
-        octaves = torch.arange(BINS, dtype=torch.float64, device="cpu") / PARTS - OCTAVES
-        sizes = 2.0**octaves
-        sizes[0] = 0.0
-        return torch.cat((sizes, -sizes)).clamp(self.low, self.high)
+        """The middle of each bin, in float64."""
+        at = torch.arange(BINS, dtype=torch.int64, device="cpu")
+        at = torch.where(at < BINS // 2, at, at - BINS)
+        bits = ((at << DROPPED) + (1 << DROPPED - 1)).to(torch.int32)
+        # patterns of no finite number are never counted
+        middle = bits.view(torch.float32).double().nan_to_num(0.0, 0.0, 0.0)
+        return middle.clamp(self.low, self.high)
 
 
 class Range(abc.ABC):
