@@ -19,6 +19,7 @@ import triton.language as tl
 from qpass._kernels.gpu.row_codes import TO_INTEGER, magnitudes, row_scales
 from qpass._kernels.gpu.rows import Task, Turns, geometry, refused, register, rows_cost, tuning
 from qpass._kernels.gpu.rows_tensor import INNER, TYPES, hadamard_rows
+from qpass._kernels.gpu.tiles import TOGETHER
 from qpass.runtime.gpu import Build, Call
 from qpass.runtime.target import Target
 
@@ -129,8 +130,15 @@ def _accepts(call: Call) -> str | None:
     rows = x.numel() // n
     if rows < FEWEST_ROWS:
         return f"{rows} rows; what a program makes first is worth {FEWEST_ROWS}"
-    if call.target.backend != "cuda":
-        return f"{call.target.name} gives a product's columns to threads in another order"
+    return _declined(call.operator, call.target)
+
+
+def _declined(operator: str, target: Target) -> str | None:
+    """Why the kernel is none for a target, or None."""
+    if target.backend != "cuda":
+        return f"{target.name} gives a product's columns to threads in another order"
+    if operator == "quantize_rows" and target.name not in TOGETHER:
+        return f"where a warp multiplies by itself, as on {target.name}, registers do not suffice"
     return None
 
 
@@ -159,8 +167,8 @@ ROWS = 4096
 
 
 def _builds(operator: str, widths: tuple[int, ...], target: Target) -> Sequence[Build] | str:
-    if target.backend != "cuda":
-        return "its products give columns to threads in another order"
+    if (why := _declined(operator, target)) is not None:
+        return why
     found: list[Build] = []
     bits = widths[0]
     for n in SHAPES:

@@ -46,7 +46,8 @@ _LARGEST = {
 _USUAL = (128 * 128, 64 * 128)
 # the same for each warp, where a warp multiplies by itself
 _WARP = (2048, 1024)
-_TOGETHER = ("sm_90", "sm_100")
+# several warps multiply together
+TOGETHER = ("sm_90", "sm_100")
 # seconds from asking memory for bytes to having them, under load
 _LATENCY = 1.5e-6
 # how much faster the cache that all share is
@@ -73,7 +74,7 @@ def fit(tile: Tile, group_lines: int, target: Target) -> Tile:
 
 def _legal(tile: Tile, packed: Packed, size: int, target: Target) -> bool:
     sums = tile.rows * tile.outputs
-    alone = target.backend == "cuda" and target.name not in _TOGETHER
+    alone = target.backend == "cuda" and target.name not in TOGETHER
     return (
         shared(tile, packed.bits, size) <= target.shared
         and sums <= _LARGEST.get(target.name, _USUAL)[packed.scaled]
