@@ -243,8 +243,10 @@ def _quantize(
             done = replace(done, plan=ranged)
         codes = _calibrated(done, measured, resume, lambda at, of: advance("calibrate", at, of))
         if measured is not None:
-            of = measured.batches, measured.kept
-            found += refined(Refining(done.program, done.plan, *of, codes, advance))
+            of = done.plan, measured.batches, measured.kept, codes, advance
+            after = done.program.clone()
+            found += refined(Refining(after, done.program, *of))
+            done = replace(done, program=after)
         written = write_back(
             model,
             captured.program,
@@ -276,7 +278,7 @@ def _calibrated(
 ) -> Codes:
     """The codes that rest on data, by site."""
     sites = needs_data(done.plan)
-    if not sites:
+    if not sites and not done.plan.recipe.refinements:
         return Codes()
     if data is None:
         entry = next(q for q in done.plan.quantized if q.site == sites[0])

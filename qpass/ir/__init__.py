@@ -5,12 +5,14 @@ from qpass.ir.passes import Check, Contract, Note, Pass, run_passes
 from qpass.ir.program import Owner, Program
 from qpass.ir.run import DIFFERENTIABLE, fresh, last_uses, run_node, run_nodes
 from qpass.ir.weights import (
+    Add,
     AddProduct,
     Affine,
     Basis,
     Block,
     ChangeBasis,
     Join,
+    Numbers,
     Ones,
     Permute,
     Reshape,
@@ -22,6 +24,7 @@ from qpass.ir.weights import (
 
 __all__ = [
     "DIFFERENTIABLE",
+    "Add",
     "AddProduct",
     "Affine",
     "Basis",
@@ -31,6 +34,7 @@ __all__ = [
     "Contract",
     "Join",
     "Note",
+    "Numbers",
     "Ones",
     "Owner",
     "Pass",

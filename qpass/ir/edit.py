@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from qpass.ir.program import Owner, Program
 from qpass.ir.read import operator
-from qpass.ir.weights import Weight
+from qpass.ir.weights import Weight, Zeros
 
 # what a node's metadata says of itself, not of where it comes from
 TURN = "qpass_turn"
@@ -83,6 +83,21 @@ def add_weight(
     if owner is not None:
         program.owners[node.name] = owner
     return node
+
+
+def add_bias(program: Program, node: str, use: str, length: int) -> str:
+    """Let a product add a new bias of zeros, which lives beside its weight `use`."""
+    like = program.node(use).meta["val"]
+    owner = program.owners.get(use)
+    made = add_weight(
+        program,
+        f"{use}_bias",
+        Weight(None, (Zeros((length,)),)),
+        like.new_empty((length,)),
+        Owner(owner.module, "bias") if owner is not None else None,
+    )
+    set_argument(program.node(node), "bias", made)
+    return made.name
 
 
 def replace(old: fx.Node, new: fx.Node) -> None:

@@ -132,6 +132,28 @@ class Ones(Step):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Numbers(Step):
+    """Make a new weight: a vector of numbers that were found."""
+
+    values: tuple[float, ...]
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return torch.tensor(self.values, dtype=torch.float64, device="cpu")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Add(Step):
+    """Add another weight of the same shape."""
+
+    other: Weight
+
+    def apply(self, weight: Tensor | None, sources: Mapping[str, Tensor]) -> Tensor:
+        return _given(weight) + self.other.evaluate(sources)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Affine(Step):
     """`weight * scale + shift` with two numbers, as in a norm that stores `w` and uses `1 + w`."""
 

@@ -33,10 +33,11 @@ class Refining:
 
     `batches` are flat as the program takes them, `kept` has one mask `[...]` of tokens for each, or
     None where all count. `codes` hold every quantized weight. What is found is put into `codes`,
-    and into the weights of `program` that stay float.
+    and into the weights of `program` that stay float; `reference` is the program as it was.
     """
 
     program: Program
+    reference: Program
     plan: Plan
     batches: Sequence[Sequence[object]]
     kept: Sequence[Tensor | None]

@@ -19,6 +19,9 @@ from torch import Tensor, fx
 
 from qpass.analyze import find_tables
 from qpass.ir import Program, read
+from qpass.plan import Role
+from qpass.plan.refiner import Refining
+from qpass.refine.pair import Pair
 
 
 @final
@@ -54,6 +57,16 @@ def find_blocks(
     spans = _spans(program, nodes, at, {program.node(name) for name in products})
     blocks = [_block(program, nodes, span, products) for span in _apart(spans, at)]
     return tuple(_joined(program, nodes, at, blocks, products) if joined else blocks)
+
+
+def blocks_of(task: Refining, pair: Pair) -> tuple[Block, ...]:
+    """The blocks around the quantized products of a model, heads apart."""
+    sizes: dict[str, int] = {}
+    for node, matmul in pair.products.items():
+        if pair.entries[matmul.use].role is Role.LINEAR:
+            rows, columns = read.shape(task.program.node(matmul.use))
+            sizes[node] = int(rows) * int(columns)
+    return find_blocks(task.program, sizes)
 
 
 Span = tuple[int, int, tuple[fx.Node, ...]]

@@ -21,6 +21,7 @@ from qpass.calibrate.gradients import costs
 from qpass.calibrate.rounded import SEED
 from qpass.calibrate.tokens import LEAST
 from qpass.plan.refiner import Refining
+from qpass.refine.training import Loss, counted
 
 # towards the diagonal
 SHRINKAGE = 0.1
@@ -56,7 +57,7 @@ def find_costs(task: Refining, values: Sequence[str]) -> Mapping[str, Cost]:
     found: dict[str, Cost] = {}
     if task.plan.recipe.weigh_tokens:
         sums = {name: name for name in values}
-        measured = costs(task.program, values, sums, task.batches, SEED, task.kept)
+        measured = costs(task.reference, values, sums, task.batches, SEED, task.kept)
         for name, rows in measured.rows.items():
             mean = float(torch.cat(rows).double().mean())
             if 0 < mean < float("inf"):
@@ -66,6 +67,17 @@ def find_costs(task: Refining, values: Sequence[str]) -> Mapping[str, Cost]:
     for name in values:
         found.setdefault(name, Cost(alike))
     return found
+
+
+def loss_of(costs: Sequence[Cost]) -> Loss:
+    """What errors of the ends of a block cost together."""
+
+    def loss(batch: int, got: Sequence[Tensor], want: Sequence[Tensor], half: int | None) -> Tensor:
+        errors = [(g - w).float() for g, w in zip(got, want, strict=True)]
+        parts = zip(costs, errors, strict=True)
+        return torch.stack([cost.of(batch, e, counted(e, half)) for cost, e in parts]).sum()
+
+    return loss
 
 
 def _root(g_dd: Tensor) -> Tensor:

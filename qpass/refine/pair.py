@@ -25,7 +25,7 @@ class Pair:
         self.products = {m.node: m for m in matmuls if m.use in self.entries}
         activations = {u: e.activation for u, e in self.entries.items() if e.activation}
         self.activations = activations_of(task.program, activations)
-        self.float = Stream(task.program, task.batches, lambda _: None, {})
+        self.float = Stream(task.reference, task.batches, lambda _: None, {})
         self.quantized = Stream(task.program, task.batches, self.stored, activations)
 
     def stored(self, use: str) -> Tensor | None:
@@ -43,5 +43,5 @@ class Pair:
 
     def weight_nk(self, use: str) -> Tensor:
         """The float weight `[n, k]` of a use."""
-        value = self._task.program.weights[use].evaluate(self._task.program.sources)
+        value = self._task.reference.weights[use].evaluate(self._task.reference.sources)
         return value if self._reads.get(use, 1) == 1 else value.mT.contiguous()

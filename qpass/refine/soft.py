@@ -28,13 +28,20 @@ class SoftWeight:
     """The weight of a site in training, from its codes and the float weight `[n, k]`.
 
     It is read in the type `dtype`. `keep` is how far places start from the points of the codes: 1
-    as far as their cells allow, 0 not at all.
+    as far as their cells allow, 0 not at all. A `relaxed` weight is read at its places themselves,
+    which start at the float weight, between the two points around it.
     """
 
     def __init__(
-        self, start: QuantizedTensor, weight_nk: Tensor, dtype: torch.dtype, keep: float = 1.0
+        self,
+        start: QuantizedTensor,
+        weight_nk: Tensor,
+        dtype: torch.dtype,
+        keep: float = 1.0,
+        *,
+        relaxed: bool = False,
     ) -> None:
-        self._start, self._dtype = start, dtype
+        self._start, self._dtype, self._relaxed = start, dtype, relaxed
         groups = 1 if start.group_scales_ng is None else start.group_scales_ng.shape[1]
         n, k = start.shape
         shape = n, groups, k // groups
@@ -53,8 +60,13 @@ class SoftWeight:
             want_ngl = want_ngl - self._offset_ng.unsqueeze(2)
         scale_ng1 = self._scale_ng.unsqueeze(2)
         wish_ngl = torch.where(scale_ng1 == 0, 0.0, want_ngl / scale_ng1)
-        near_ngl = wish_ngl.clamp(*cells(point_ngl, codes))
-        self.place_ngl = torch.lerp(point_ngl, near_ngl, INSIDE * keep).requires_grad_()
+        if relaxed:
+            place_ngl = wish_ngl.clamp(codes.low, codes.high)
+            self.around = around(place_ngl, codes)
+        else:
+            low_ngl, high_ngl = self.around = cells(point_ngl, codes)
+            place_ngl = torch.lerp(point_ngl, wish_ngl.clamp(low_ngl, high_ngl), INSIDE * keep)
+        self.place_ngl = place_ngl.requires_grad_()
         self.stretch_ng = torch.zeros_like(self._scale_ng).requires_grad_()
         self.shift_ng = torch.zeros_like(self._scale_ng).requires_grad_()
 
@@ -66,11 +78,17 @@ class SoftWeight:
     def value(self) -> Tensor:
         """`[n, k]`: what the codes are read as, with gradients."""
         scale_ng, offset_ng = self._stored()
-        point_ngl = cast("Tensor", _Nearest.apply(self.place_ngl, self._start.spec.codes))
+        point_ngl = self.place_ngl
+        if not self._relaxed:
+            point_ngl = cast("Tensor", _Nearest.apply(point_ngl, self._start.spec.codes))
         value_ngl = point_ngl * scale_ng.unsqueeze(2)
         if offset_ng is not None:
             value_ngl = value_ngl + offset_ng.unsqueeze(2)
         return (value_ngl.view(self._start.shape) * self._factor_n1).to(self._dtype)
+
+    def settle(self) -> None:
+        """Read it from now on at the nearest points, as it will be stored."""
+        self._relaxed = False
 
     def codes(self) -> QuantizedTensor:
         """What is stored of it now."""
@@ -123,6 +141,16 @@ def cells(points: Tensor, codes: Format) -> tuple[Tensor, Tensor]:
     above = torch.cat((middle, 2 * every[-1:] - middle[-1:]))
     at = torch.bucketize(points, middle)
     return below[at], above[at]
+
+
+def around(places: Tensor, codes: Format) -> tuple[Tensor, Tensor]:
+    """The last point that is not above each place, and the next one."""
+    if isinstance(codes, Integers):
+        low = places.floor().clamp(codes.low, codes.high - 1)
+        return low, low + 1
+    every = _points(codes).to(places)
+    at = (torch.bucketize(places, every, right=True) - 1).clamp(0, len(every) - 2)
+    return every[at], every[at + 1]
 
 
 @functools.cache

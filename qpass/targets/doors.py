@@ -39,7 +39,7 @@ def is_folded(before: Weight, after: Weight | None) -> bool:
         after is not None
         and after != before
         and after.source is None
-        and isinstance(after.steps[-1], Ones | Zeros)
+        and isinstance(after.steps[0], Ones | Zeros)
     )
 
 

@@ -15,7 +15,6 @@ from qpass.ir import (
     Contract,
     Note,
     Ones,
-    Owner,
     Pass,
     Program,
     ScaleAxis,
@@ -216,21 +215,8 @@ def _moved(value: fx.Node) -> frozenset[str]:
 
 
 def _new_bias(program: Program, reader: Matmul) -> str:
-    node = program.node(reader.node)
-    use = program.node(reader.use)
-    like = read.fake(use)
-    assert like is not None
-    length = int(like.shape[reader.writes])
-    owner = program.owners.get(reader.use)
-    made = edit.add_weight(
-        program,
-        f"{reader.use}_bias",
-        Weight(None, (Zeros((length,)),)),
-        like.new_empty((length,)),
-        Owner(owner.module, "bias") if owner is not None else None,
-    )
-    edit.set_argument(node, "bias", made)
-    return made.name
+    length = int(read.shape(program.node(reader.use))[reader.writes])
+    return edit.add_bias(program, reader.node, reader.use, length)
 
 
 def _lengths(use: fx.Node) -> tuple[int, ...]:
