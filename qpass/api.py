@@ -7,17 +7,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from qpass.analyze import largest_regions, rotatable_regions
+from qpass.bounds import bounds_of, decider, outputs_of, rewritten
 from qpass.calibrate import (
     Calibration,
     Codes,
     Store,
+    covering,
     expect_ranges,
     key_of,
     needs_data,
@@ -26,8 +26,7 @@ from qpass.calibrate import (
 )
 from qpass.capture.call import Captured, Inputs
 from qpass.capture.elsewhere import on_cpu, to_cpu
-from qpass.capture.export import capture, evaluating, holds_values
-from qpass.capture.results import plain
+from qpass.capture.export import capture
 from qpass.errors import BadInput, expect_instance
 from qpass.hf.sample import kept_tokens, sample_call, sample_calls
 from qpass.hf.saving import take_over_saving
@@ -35,7 +34,6 @@ from qpass.ir import Note, Program, run_passes
 from qpass.plan import Capability, Declined, Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.plan.chooser import Task, expect_data, improved
-from qpass.plan.fits import expect_fits
 from qpass.plan.refiner import Refining, expect_refinable, refined
 from qpass.quantize.errors import SiteErrors
 from qpass.report.coverage import Coverage, find_coverage, online_widths
@@ -45,19 +43,14 @@ from qpass.report.terminal import progress
 from qpass.runtime import gpu
 from qpass.runtime.device import this_device
 from qpass.search.measured import CHOICE
-from qpass.targets.holding import find_holdable
 from qpass.targets.module import write_back
 from qpass.targets.record import check_float
-from qpass.targets.replaceable import refusals
 from qpass.targets.replacing import nearest
-from qpass.targets.seams import find_seams, holds_turns
-from qpass.targets.ties import reads_flag, tied_uses
 from qpass.transform import (
     FoldNorms,
     FoldScales,
     Rewritten,
     carry_out,
-    fold_and_rewrite,
     rewrite,
 )
 from qpass.verify.exact import ExactCheck, largest_error
@@ -104,7 +97,7 @@ def inspect(model: nn.Module, inputs: Inputs | None = None) -> Inspection:
     sample = sample_call(model, inputs)
     check_float(model)
     captured = capture(model, sample, blank=True)
-    bounds = _bounds(model, captured.program, sample)
+    bounds = bounds_of(model, captured.program, sample)
     folded, notes = run_passes(captured.program, [FoldNorms(), FoldScales()])
     recipe = Recipe("inspect", rotation="on")
     plan = choose(
@@ -152,17 +145,17 @@ def _rotate(
         given = Recipe.read(recipe, capability=_capability())
     captured = capture(model, sample)
 
-    bounds = _bounds(model, captured.program, sample)
+    bounds = bounds_of(model, captured.program, sample)
 
     if known is None:
         expect_data(given, given=False)
-    decide = _decider(known, given, bounds, convolutions=True)
-    done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
+    decide = decider(known, given, bounds, convolutions=True)
+    done = rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
     kept = replace(done.plan, quantized=())
-    before = _outputs(model, sample)
+    before = outputs_of(model, sample)
     written = write_back(model, captured.program, done.program, kept, ties=bounds.ties)
     take_over_saving(model)
-    eager_error = largest_error(_outputs(model, sample), before)
+    eager_error = largest_error(outputs_of(model, sample), before)
     assert done.error is not None
     notes = (*captured.notes, *done.notes, *written)
     coverage, online = find_coverage(done.program), online_widths(done.program)
@@ -210,8 +203,12 @@ def _quantize(
         advance("trace", 0, 1)
         captured = capture(model, sample)
         flat = [captured.flatten(batch) for batch in batches or [sample]]
+        kept = [kept_tokens(batch) for batch in batches]
+        if batches and given.select:
+            chosen = covering(captured.program, flat, kept, given.select)
+            flat, kept = [flat[at] for at in chosen], [kept[at] for at in chosen]
         # what stays float gains nothing from a transform that runs with it
-        bounds = _bounds(model, captured.program, sample, held=False)
+        bounds = bounds_of(model, captured.program, sample, held=False)
         advance("trace", 1, 1)
 
         def measure(folded: Program) -> SiteErrors:
@@ -232,11 +229,11 @@ def _quantize(
             expect_data(given, given=bool(batches))
             expect_ranges(given, given=bool(batches))
         expect_refinable(given, given=bool(batches))
-        decide = _decider(known, given, bounds, errors, improve, calibrated=bool(batches))
+        decide = decider(known, given, bounds, errors, improve, calibrated=bool(batches))
         advance("rotate and verify", 0, 1)
-        done = _rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
+        done = rewritten(model, captured.program, decide, ExactCheck(captured.flatten(sample)))
         advance("rotate and verify", 1, 1)
-        measured = Calibration(flat, [kept_tokens(b) for b in batches]) if batches else None
+        measured = Calibration(flat, kept) if batches else None
         if known is None and measured is not None:
             told = functools.partial(advance, "find ranges")
             ranged, measured = with_ranges(done.program, done.plan, measured, told)
@@ -265,9 +262,9 @@ def _quantize(
 def carried_out(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[Captured, Rewritten]:
     """The program of a float model, and the same after the exact half of a plan for it."""
     captured = capture(model, inputs)
-    bounds = _bounds(model, captured.program, inputs, held=False)
-    decide = _decider(plan, plan.recipe, bounds)
-    return captured, _rewritten(model, captured.program, decide, None)
+    bounds = bounds_of(model, captured.program, inputs, held=False)
+    decide = decider(plan, plan.recipe, bounds)
+    return captured, rewritten(model, captured.program, decide, None)
 
 
 def _calibrated(
@@ -292,81 +289,6 @@ def _calibrated(
     return round_products(done.program, done.plan, data, store, advance)
 
 
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class _Bounds:
-    """What the modules of a model cannot hold: a reason by use, and whether `ties` must stay.
-
-    Where they can hold a transform is recorded in the program.
-    """
-
-    refusals: Mapping[str, str]
-    ties: bool
-
-    def within(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, keep_tied=recipe.keep_tied or self.ties)
-
-
-def _bounds(model: nn.Module, program: Program, sample: Inputs, *, held: bool = True) -> _Bounds:
-    """What the modules of a model can hold; `held`: also in front of weights that stay float."""
-    refused, tied = refusals(model, program), tied_uses(program)
-    # what holds no values cannot be tried
-    run = functools.partial(_outputs, model, sample) if holds_values(model) else None
-    with evaluating(model):
-        ties = bool(tied) and run is not None and reads_flag(model, run)
-        kept = find_holdable(model, program, refused, run) if held else frozenset[str]()
-    if ties:
-        why = "the model computes something else once its weights are not tied"
-        refused = dict.fromkeys(tied, why) | refused
-    program.seams = find_seams(model, program, refused, kept)
-    return _Bounds(refused, ties)
-
-
-class _Decide(Protocol):
-    def __call__(self, folded: Program, *, pairs: bool) -> Plan: ...
-
-
-def _decider(
-    known: Plan | None,
-    given: Recipe,
-    bounds: _Bounds,
-    errors: Callable[[Program], SiteErrors] | None = None,
-    improve: Callable[[Program, Plan], Plan] = lambda _, plan: plan,
-    *,
-    calibrated: bool = False,
-    convolutions: bool = False,
-) -> _Decide:
-    """What to do to a folded program: as `known`, or as `given` within what modules can hold."""
-
-    def decide(folded: Program, *, pairs: bool) -> Plan:
-        if known is not None:
-            expect_fits(known, folded)
-            return known
-        plan = choose(
-            folded,
-            bounds.within(given),
-            refusals=bounds.refusals,
-            stored=True,
-            pairs=pairs,
-            convolutions=convolutions,
-            errors=None if errors is None else errors(folded),
-            calibrated=calibrated,
-        )
-        return improve(folded, plan)
-
-    return decide
-
-
-def _rewritten(
-    model: nn.Module, program: Program, decide: _Decide, check: ExactCheck | None
-) -> Rewritten:
-    """The program after what is decided, without pairs where the modules cannot hold them."""
-    done = fold_and_rewrite(program, functools.partial(decide, pairs=True), check)
-    if not done.plan.paired or holds_turns(model, program, done.program):
-        return done
-    return fold_and_rewrite(program, functools.partial(decide, pairs=False), check)
-
-
 def _plan(plan: Plan | str | Path | None) -> Plan | None:
     if plan is None or isinstance(plan, Plan):
         return plan
@@ -383,15 +305,3 @@ def _errors(program: Program, folded: Program, inputs: tuple[object, ...]) -> Si
     return SiteErrors(
         program, folded, [inputs], lambda plan: carry_out(program, folded, plan).program
     )
-
-
-def _outputs(model: nn.Module, sample: Inputs) -> list[Tensor]:
-    with torch.no_grad():
-        if isinstance(sample, Mapping):
-            result = model(**sample)
-        elif isinstance(sample, Tensor):
-            result = model(sample)
-        else:
-            result = model(*sample)
-    leaves = pytree.tree_leaves(plain(dict(result) if isinstance(result, Mapping) else result))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

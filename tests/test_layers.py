@@ -26,6 +26,7 @@ LAYERS = (
     ("search",),
     ("targets", "report"),
     ("hf",),
+    ("bounds",),
     ("api", "backend", "export"),
     ("evaluation",),
     ("cli",),

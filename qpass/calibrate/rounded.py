@@ -101,6 +101,7 @@ class _Run:
         if self._store is not None:
             for site, codes in self._store.read(self._entries.values()):
                 self._codes.put(site, codes)
+        advance(0, len(self._stages))
         self._weigh()
         shared = self._of_shared_sites()
         for at, stage in enumerate(self._stages):

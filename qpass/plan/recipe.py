@@ -30,6 +30,15 @@ FIXED = "fixed"
 # rounded weights that stay as they are
 OFF = "off"
 PRESETS = Path(__file__).parent / "presets"
+# fields that came later, with what they were before
+LATER = {
+    "transform": FIXED,
+    "weigh_tokens": True,
+    "refine": OFF,
+    "ranges": AUTO,
+    "select": 0,
+    "device": ANY,
+}
 # the rounding of weights whose inputs are known
 CALIBRATED = "gptq-descent"
 PORTABLE = Capability()
@@ -58,7 +67,8 @@ class Recipe:
     further, named as `transform` is. `ranges` says where grids of activations end, from data:
     "auto" takes the least cost for static ones, and for dynamic ones of few bits where there is
     data. `weigh_tokens` counts each token of the data by how far the outputs move with it, for
-    which the whole model runs backward once. `keep_tied` leaves a weight that is used twice as one.
+    which the whole model runs backward once. `select` calibrates on so many of the batches, those
+    that stand best for all (0: on all). `keep_tied` leaves a weight that is used twice as one.
     `device` "cuda" insists on a GPU that kernels serve; without one the recipe is refused.
     """
 
@@ -74,6 +84,7 @@ class Recipe:
     refine: str = OFF
     ranges: str = AUTO
     weigh_tokens: bool = True
+    select: int = 0
     head: str = "int8"
     embedding: str = "int8"
     keep_tied: bool = False
@@ -113,6 +124,8 @@ class Recipe:
         _one_of("embedding", self.embedding, ("int8", FLOAT))
         _one_of("device", self.device, (ANY, "cuda"))
         expect_type(bool, "weigh_tokens", self.weigh_tokens, "true or false")
+        expect_type(int, "select", self.select, "how many batches, or 0 for all")
+        expect(self.select >= 0, "select", self.select, "how many batches, or 0 for all")
         expect_type(bool, "keep_tied", self.keep_tied, "true or false")
         expect_type(int, "seed", self.seed, "an integer from 0")
         expect(self.seed >= 0, "seed", self.seed, "an integer from 0")
@@ -193,17 +206,7 @@ class Recipe:
         for key, spec in (("weight", self.weight), ("activation", self.activation)):
             fields[key] = FLOAT if spec is None else spec.table()
         # written as they were before there was a choice
-        if self.transform == FIXED:
-            del fields["transform"]
-        if self.weigh_tokens:
-            del fields["weigh_tokens"]
-        if self.refine == OFF:
-            del fields["refine"]
-        if self.ranges == AUTO:
-            del fields["ranges"]
-        if self.device == ANY:
-            del fields["device"]
-        return fields
+        return {k: v for k, v in fields.items() if k not in LATER or v != LATER[k]}
 
     def toml(self) -> str:
         """A recipe file that reads back as this recipe."""

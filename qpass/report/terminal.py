@@ -34,17 +34,31 @@ def show(table: Table, file: TextIO | None = None) -> None:
 
 @contextmanager
 def progress(file: TextIO | None = None) -> Generator[Progress]:
-    """A function that draws one bar for each step on a terminal, and does nothing in a pipe."""
+    """A function that draws one bar for each step, with the time left, and nothing in a pipe."""
     out = sys.stderr if file is None else file
     if not out.isatty():
         yield _silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bars = Bars(*columns, TimeElapsedColumn(), console=Console(file=out), transient=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bars = Bars(*columns, console=Console(file=out), transient=True, speed_estimate_period=300)
     tasks: dict[str, TaskID] = {}
 
     def advance(step: str, done: int, total: int) -> None:

@@ -6,6 +6,8 @@ import enum
 import io
 import json
 import math
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,15 @@ def test_progress_draws_on_a_terminal_only() -> None:
             advance("layers", 3, 3)
     assert pipe.getvalue() == ""
     assert "layers" in terminal.getvalue()
+
+
+def test_progress_says_how_much_time_is_left() -> None:
+    terminal = Terminal()
+    with progress(terminal) as advance:
+        for done in range(4):
+            advance("layers", done, 10**6)
+            time.sleep(0.02)
+    assert re.search(r"left .*\d:\d\d:\d\d", terminal.getvalue())
 
 
 class Colour(enum.Enum):
