@@ -36,6 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # third-party packages and the only places, as path prefixes, that may import them
 FENCES = {
     "transformers": ("qpass/hf/",),
+    "lm_eval": ("qpass/hf/",),
     "networkx": ("qpass/analyze/", "qpass/plan/"),
     # writing a file and running one are two files
     "onnx": ("qpass/targets/onnx_",),
@@ -49,6 +50,7 @@ FENCES = {
 }
 HEAVY = (
     "transformers",
+    "lm_eval",
     "onnx",
     "onnx_ir",
     "onnxscript",

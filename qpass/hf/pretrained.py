@@ -46,13 +46,17 @@ def load_model(where: str | Path) -> nn.Module:
     return model.eval()
 
 
-def token_ids(where: str | Path, text: str) -> Tensor:
-    """`text` in the tokens of the model at `where`, without special tokens, `[n]`."""
+def load_tokenizer(where: str | Path) -> Any:  # noqa: ANN401  a class that transformers chooses
+    """The tokenizer of the model at `where`."""
     transformers = _transformers()
     folder, options = _source(where)
     load = transformers.AutoTokenizer.from_pretrained
-    tokenizer = _read(where, "tokenizer", lambda: load(folder, **options))
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return _read(where, "tokenizer", lambda: load(folder, **options))
+
+
+def token_ids(where: str | Path, text: str) -> Tensor:
+    """`text` in the tokens of the model at `where`, without special tokens, `[n]`."""
+    ids = load_tokenizer(where)(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(cast("list[int]", ids), dtype=torch.int64, device="cpu")
 
 

@@ -87,3 +87,25 @@ def test_the_cost_of_each_site(files: tuple[str, str, str], capsys, tmp_path: Pa
     assert budget["measured"] is None
     assert run(["eval", reference, *options, "--sites", "predicted"]) == 2
     assert "not quantized" in capsys.readouterr().err
+
+
+@needs_tokenizer
+def test_multiple_choice(files: tuple[str, str, str], capsys, tmp_path: Path) -> None:
+    model, reference, _ = files
+    lines = [
+        {"context": f"number {n} and", "choices": [" one", " two"], "answer": n % 2}
+        for n in range(4)
+    ]
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--reference", reference, "--tasks", str(task), "--limit", "3"]
+    assert run(["eval", model, *options, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tasks"]
+    assert [row["metric"] for row in rows] == ["acc", "acc_norm"]
+    assert all(row[model] == row[reference] for row in rows)
+    assert run(["eval", model, *options]) == 0
+    assert "acc_norm" in capsys.readouterr().out
+    assert run(["eval", model, "--reference", reference]) == 2
+    assert "nothing to measure on" in capsys.readouterr().err
+    assert run(["eval", model, *options, "--gate", "kl=1"]) == 2
+    assert "--text" in capsys.readouterr().err
