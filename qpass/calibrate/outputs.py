@@ -77,12 +77,17 @@ def surprise(rows_nv: Tensor, generator: torch.Generator) -> Tensor:
     """The negative logarithm of what is drawn from each row's distribution, summed up."""
     with torch.no_grad():
         # a vocabulary is wide: some rows at a time
-        drawn = [
-            torch.multinomial(some.softmax(-1), 1, generator=generator)
-            for some in rows_nv.split(DRAWN)
-        ]
-    chosen = torch.cat(drawn).squeeze(-1)
+        chosen = torch.cat([_drawn(some, generator) for some in rows_nv.split(DRAWN)])
     return torch.nn.functional.cross_entropy(rows_nv, chosen, reduction="sum")
+
+
+def _drawn(rows_nv: Tensor, generator: torch.Generator) -> Tensor:
+    """A choice from the distribution of each row: the inverse of its sums, at a random height."""
+    sums_nv = rows_nv.softmax(-1).cumsum(-1)
+    height_n1 = torch.rand(len(rows_nv), 1, generator=generator, dtype=torch.float32)
+    # heights are below one, and what has no probability is never reached
+    at_n1 = torch.searchsorted(sums_nv, height_n1.to(sums_nv) * sums_nv[:, -1:], right=True)
+    return at_n1.squeeze(-1).clamp_max(rows_nv.shape[-1] - 1)
 
 
 def _rows(value: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from qpass.rounding import Statistic, Stats
 
 # rows summed in float32 at once; the sums of these are added in float64
 ROWS = 2048
+# columns of a triangle whose products are computed together
+BLOCK = 256
 # rows that are kept as they are, of all data
 SAMPLES = 512
 
@@ -26,7 +28,8 @@ SAMPLES = 512
 class Rows:
     """What one batch adds: rows as the product reads them, and as the float model has them.
 
-    `held` are those that are set apart to judge by, `share` is how much of all data it is.
+    `held` are those of `seen` that are set apart to judge by, `rest` the others, `share` how much
+    of all data it is.
     All but `plain`, the rows as they are, are scaled so that their products weigh what they should.
     """
 
@@ -35,6 +38,7 @@ class Rows:
     float_mk: Tensor
     held_mk: Tensor
     held_float_mk: Tensor
+    rest_mk: Tensor
     share: float
 
 
@@ -50,38 +54,69 @@ class Accumulator(abc.ABC):
         """The statistic of all rows so far."""
 
 
+class _Squares(Accumulator):
+    """A sum of outer products of rows with themselves, of which one triangle is computed."""
+
+    def __init__(self) -> None:
+        self._sum_kk: Tensor | None = None
+
+    def _add(self, rows_mk: Tensor) -> None:
+        k = rows_mk.shape[1]
+        if self._sum_kk is None:
+            self._sum_kk = torch.zeros(k, k, dtype=torch.float64, device=rows_mk.device)
+        for part in rows_mk.split(ROWS):
+            some = part.float()
+            for start in range(0, k, BLOCK):
+                here = some[:, start : start + BLOCK]
+                self._sum_kk[start : start + BLOCK, start:] += here.mT @ some[:, start:]
+
+    def result(self) -> Tensor:
+        """The whole of it."""
+        assert self._sum_kk is not None
+        upper_kk = self._sum_kk.triu()
+        return upper_kk + upper_kk.triu(1).mT
+
+
+@final
+class HeldHessian(_Squares):
+    """`x.T @ x` of the rows that are set apart."""
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.held_mk)
+
+
+@final
+class Hessian(_Squares):
+    """`x.T @ x` of all rows, those that are `held` counted there."""
+
+    def __init__(self, held: HeldHessian | None = None) -> None:
+        super().__init__()
+        self._held = held
+
+    def add(self, rows: Rows) -> None:
+        self._add(rows.seen_mk if self._held is None else rows.rest_mk)
+
+    def result(self) -> Tensor:
+        found = super().result()
+        return found if self._held is None else found + self._held.result()
+
+
 class _Products(Accumulator):
-    """A sum of outer products."""
+    """A sum of outer products of rows with others."""
 
     def __init__(self) -> None:
         self._sum_kk: Tensor | None = None
 
     def _add(self, left_mk: Tensor, right_mk: Tensor) -> None:
+        k = right_mk.shape[1]
         if self._sum_kk is None:
-            shape = left_mk.shape[1], right_mk.shape[1]
-            self._sum_kk = torch.zeros(shape, dtype=torch.float64, device=left_mk.device)
+            self._sum_kk = torch.zeros(k, k, dtype=torch.float64, device=right_mk.device)
         for left, right in zip(left_mk.split(ROWS), right_mk.split(ROWS), strict=True):
             self._sum_kk += left.float().mT @ right.float()
 
     def result(self) -> Tensor:
         assert self._sum_kk is not None
         return self._sum_kk
-
-
-@final
-class Hessian(_Products):
-    """`x.T @ x` of all rows."""
-
-    def add(self, rows: Rows) -> None:
-        self._add(rows.seen_mk, rows.seen_mk)
-
-
-@final
-class HeldHessian(_Products):
-    """`x.T @ x` of the rows that are set apart."""
-
-    def add(self, rows: Rows) -> None:
-        self._add(rows.held_mk, rows.held_mk)
 
 
 @final
@@ -136,6 +171,9 @@ class Statistics:
 
     def __init__(self, wanted: Iterable[Statistic], batches: int) -> None:
         self._parts = {statistic: ACCUMULATORS[statistic]() for statistic in wanted}
+        held = self._parts.get(Statistic.HELD_HESSIAN)
+        if isinstance(held, HeldHessian) and Statistic.HESSIAN in self._parts:
+            self._parts[Statistic.HESSIAN] = Hessian(held)
         self._batches = batches
 
     def add(
@@ -155,9 +193,11 @@ class Statistics:
             root = weight.sqrt().reshape(*seen.shape[:-1], 1).to(seen)
             seen, reference = seen * root, reference * root
         seen_mk, float_mk = _rows(seen, kept), _rows(reference, kept)
-        first = len(seen_mk) // 2 if self._batches == 1 else 0 if batch % 2 else len(seen_mk)
-        held = seen_mk[first:], float_mk[first:]
-        rows = Rows(plain_mk, seen_mk, float_mk, *held, 1 / self._batches)
+        alone = self._batches == 1
+        middle = len(seen_mk) // 2 if alone else (batch + 1) % 2 * len(seen_mk)
+        rest_mk, held_mk = seen_mk[:middle], seen_mk[middle:]
+        held = held_mk, float_mk[middle:]
+        rows = Rows(plain_mk, seen_mk, float_mk, *held, rest_mk, 1 / self._batches)
         for part in self._parts.values():
             part.add(rows)
 
