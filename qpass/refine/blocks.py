@@ -44,7 +44,13 @@ class Blocks(Refiner):
         pair = Pair(task)
         blocks = blocks_of(task, pair)
         if not blocks:
-            return (Note(False, self.name, "no value of the model is a bottleneck"),)
+            return (
+                Note(
+                    False,
+                    self.name,
+                    "no value of the model is a bottleneck behind weights of one place",
+                ),
+            )
         costs = find_costs(task, [end.name for block in blocks for end in block.ends])
         learned, held = split(len(task.batches))
         before = after = 0.0

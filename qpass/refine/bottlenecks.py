@@ -11,6 +11,7 @@ data from their parameters; here so too, in pairs, so that memory stays bounded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast, final
@@ -60,10 +61,13 @@ def find_blocks(
 
 
 def blocks_of(task: Refining, pair: Pair) -> tuple[Block, ...]:
-    """The blocks around the quantized products of a model, heads apart."""
+    """The blocks around the quantized products of a model, without heads and shared weights."""
     sizes: dict[str, int] = {}
+    read_by = Counter(task.program.site(m.use) for m in pair.products.values())
     for node, matmul in pair.products.items():
-        if pair.entries[matmul.use].role is Role.LINEAR:
+        alone = read_by[task.program.site(matmul.use)] == 1
+        # what is good for a weight in one place may cost something in another
+        if alone and pair.entries[matmul.use].role is Role.LINEAR:
             rows, columns = read.shape(task.program.node(matmul.use))
             sizes[node] = int(rows) * int(columns)
     return find_blocks(task.program, sizes)

@@ -20,11 +20,14 @@ from torch import Tensor
 from qpass.calibrate.gradients import costs
 from qpass.calibrate.rounded import SEED
 from qpass.calibrate.tokens import LEAST
+from qpass.ir import read
 from qpass.plan.refiner import Refining
 from qpass.refine.training import Loss, counted
 
 # towards the diagonal
 SHRINKAGE = 0.1
+# entries of all second moments together, a gigabyte: beyond it all directions count alike
+MOST = 2**27
 
 
 @final
@@ -56,13 +59,15 @@ def find_costs(task: Refining, values: Sequence[str]) -> Mapping[str, Cost]:
     """
     found: dict[str, Cost] = {}
     if task.plan.recipe.weigh_tokens:
-        sums = {name: name for name in values}
+        widths = [int(read.shape(task.reference.node(name))[-1]) for name in values]
+        sums = {n: n for n in values} if sum(w * w for w in widths) <= MOST else {}
         measured = costs(task.reference, values, sums, task.batches, SEED, task.kept)
         for name, rows in measured.rows.items():
             mean = float(torch.cat(rows).double().mean())
             if 0 < mean < float("inf"):
                 scaled = [(of / mean).clamp_min(LEAST) for of in rows]
-                found[name] = Cost(scaled, _root(measured.sums[name]))
+                moments = measured.sums.get(name)
+                found[name] = Cost(scaled, None if moments is None else _root(moments))
     alike = [None if kept is None else kept.reshape(-1).float() for kept in task.kept]
     for name in values:
         found.setdefault(name, Cost(alike))

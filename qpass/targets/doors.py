@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from qpass.analyze import MOVES, Matmul, Region, Role, by_name, find_matmuls, find_regions
-from qpass.ir import Block, ChangeBasis, Ones, Owner, Program, ScaleAxis, Weight, Zeros, read
+from qpass.ir import Add, Block, ChangeBasis, Ones, Owner, Program, ScaleAxis, Weight, Zeros, read
 from qpass.plan import Changed, Paired
 from qpass.rotations import Element, Group, Transform
 from qpass.targets.changes import DIFFER, OPEN, SAME, Carried, Change, Door
@@ -34,13 +34,11 @@ def folded_name(owner: Owner, generation: int) -> str:
 
 
 def is_folded(before: Weight, after: Weight | None) -> bool:
-    """Whether a gain became ones or a bias zeros."""
-    return (
-        after is not None
-        and after != before
-        and after.source is None
-        and isinstance(after.steps[0], Ones | Zeros)
-    )
+    """Whether a gain became ones or a bias zeros, to which numbers may have been added since."""
+    if after is None or after == before or after.source is not None:
+        return False
+    steps = [step for step in after.steps if not isinstance(step, Add)]
+    return isinstance(steps[-1], Ones | Zeros)
 
 
 def find_doors(

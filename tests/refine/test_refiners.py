@@ -15,6 +15,8 @@ from qpass.errors import BadInput, UnknownName
 from qpass.formats import QuantizedTensor, QuantSpec
 from qpass.plan import Recipe
 from qpass.plan.refiner import REFINERS
+from qpass.refine import errors
+from qpass.refine.errors import find_costs
 from qpass.refine.outputs import _Pull
 from qpass.refine.soft import SoftWeight
 from qpass.rounding import ROUNDINGS
@@ -134,17 +136,19 @@ class Twice(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("name", ["norms", "bias"])
-def test_vectors_that_are_read_twice_stay_and_are_named(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", ["norms", "bias", "blocks"])
+def test_what_is_read_twice_stays_and_is_named(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "qpass")
     one, other = (
         qpass.quantize(Twice(), {**RECIPE, "refine": refine}, calibration=rows()).state_dict()
         for refine in (name, "off")
     )
     assert all(torch.equal(value, other[key]) for key, value in one.items())
-    why = {"norms": "has a norm with a gain of its own", "bias": "is read in several places"}
+    why = {
+        "norms": "has a norm with a gain of its own",
+        "bias": "is read in several places",
+        "blocks": "no value of the model is a bottleneck",
+    }
     assert any(why[name] in record.getMessage() for record in caplog.records)
 
 
@@ -201,3 +205,12 @@ def test_the_pull_of_discquant_alone_is_nearest_rounding() -> None:
             pull.step(2 * (1 - step / 10) / 10)
     soft.settle()
     assert torch.equal(soft.codes().codes_nk, start.codes_nk)
+
+
+def test_directions_are_not_kept_where_they_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = refining("gpt2")
+    names = ["add_4", "add_7"]
+    assert all(cost.root_dd is not None for cost in find_costs(task, names).values())
+    monkeypatch.setattr(errors, "MOST", 0)
+    found = find_costs(task, names)
+    assert all(cost.root_dd is None and cost.rows[0] is not None for cost in found.values())
