@@ -80,12 +80,9 @@ def windows(batches: tuple[Tensor, ...], count: int) -> list[Tensor]:
 
 
 def table(found: dict[str, float]) -> str:
-    """The lines that have been measured, with the rule above them."""
-    rows = [
-        (f"`{line.name}`", line.about, f"{found[line.name]:.4f}")
-        for line in lines()
-        if line.name in found
-    ]
+    """A line for each method, a dash where it has not been measured."""
+    numbers = {name: f"{error:.4f}" for name, error in found.items()}
+    rows = [(f"`{line.name}`", line.about, numbers.get(line.name, "-")) for line in lines()]
     every = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in every)
 

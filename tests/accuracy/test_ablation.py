@@ -13,6 +13,7 @@ def test_every_method_has_its_line() -> None:
     names = [row.split("|")[1].strip().strip("`") for row in body.splitlines()[2:]]
     why = "run python -m tests.accuracy.ablation, which measures what is new"
     assert names == [line.name for line in ablation.lines()], why
+    assert ablation.table({}).count(" - |") == len(names)
 
 
 def test_a_table_replaces_the_last_one(tmp_path: Path) -> None:

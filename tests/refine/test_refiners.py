@@ -114,9 +114,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
 
 
-def test_norms_hold_what_was_found() -> None:
+@pytest.mark.parametrize("rotation", ["off", "on"])
+def test_norms_hold_what_was_found(rotation: str) -> None:
+    recipe = {**RECIPE, "rotation": rotation}
     refined, plain = (
-        qpass.quantize(Small(), {**RECIPE, "refine": refine}, calibration=rows()).state_dict()
+        qpass.quantize(Small(), {**recipe, "refine": refine}, calibration=rows()).state_dict()
         for refine in ("norms", "off")
     )
     changed = {key for key, value in refined.items() if not torch.equal(value, plain[key])}
