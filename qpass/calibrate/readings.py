@@ -41,13 +41,13 @@ def expect_ranges(recipe: Recipe, *, given: bool) -> None:
     if spec.static:
         raise BadInput(
             "activation.dynamic = false: its scales are measured, and there is no data\n"
-            "  pass calibration batches to qpass.quantize, give a plan that has them, or set "
+            "  quantize with calibration data, give a plan that has them, or set "
             "activation.dynamic = true"
         )
     if recipe.ranges not in (AUTO, "minmax"):
         raise BadInput(
             f"ranges = {recipe.ranges!r}: is found from data, and there is none\n"
-            '  pass calibration batches to qpass.quantize, or set ranges = "auto"'
+            '  quantize with calibration data, or set ranges = "auto"'
         )
 
 

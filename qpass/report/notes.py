@@ -31,7 +31,9 @@ def plan_table(plan: Plan) -> Table:
     rows += [("changed", entry.region, _transform(entry.element)) for entry in plan.changed]
     for entry in plan.quantized:
         stored = entry.weight.format
-        read = "float" if entry.activation is None else entry.activation.format
+        read = "float" if (spec := entry.activation) is None else spec.format
+        if spec is not None and (spec.static or spec.clip != 1):
+            read = f"static {read}" if spec.static else f"{read} clipped at {spec.clip:.2f}"
         slow = f", {REFERENCE}" if by_reference(entry.weight, entry.activation) else ""
         how = f"{stored} weight, {read} input, {entry.rounding}{slow}"
         rows.append(("quantized", entry.site, how))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 import qpass
@@ -17,6 +19,7 @@ from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.ops import fake_quantize
 from qpass.plan import Plan
+from qpass.report import plan_table
 from qpass.targets.layers import QuantizedLinear
 from qpass.targets.record import record_of
 from tests import zoo
@@ -228,6 +231,36 @@ def test_steps_of_channels_migrate_so_that_one_scale_serves_all() -> None:
             errors.append(relative(build()(data[0]), model(data[0])))
         assert all(m.online is None for m in model.modules() if isinstance(m, QuantizedLinear))
     assert errors[1] < 0.2 * errors[0]
+
+
+def test_an_encoder_with_a_decoder(tmp_path: Path) -> None:
+    config = hf.T5Config(
+        vocab_size=zoo.VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = zoo.tiny(config, kind=hf.AutoModelForSeq2SeqLM, dtype=torch.float32)
+    data = [
+        {"input_ids": zoo.tokens(2, 9, seed), "decoder_input_ids": zoo.tokens(2, 6, seed + 10)}
+        for seed in range(2)
+    ]
+    errors = list[float]()
+    for preset in ("w8a8-static", "w8a8"):
+        got = copy.deepcopy(model)
+        qpass.quantize(got, {"recipe": preset, "rounding": "nearest"}, calibration=data)
+        errors.append(relative(first(model, data[1]), first(got, data[1])))
+        qpass.save(got, tmp_path / preset)
+        assert torch.equal(first(qpass.load(tmp_path / preset), data[1]), first(got, data[1]))
+        rows = plan_table(record_of(got).plans[-1]).rows
+        assert any("static int8 input" in str(row) for row in rows) is (preset != "w8a8")
+    assert errors[0] < 2 * errors[1]
 
 
 def test_padding_does_not_count() -> None:
