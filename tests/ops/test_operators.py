@@ -186,6 +186,19 @@ def calls() -> list[tuple[str, object, tuple[object, ...]]]:
         ("hadamard", torch.ops.qpass.hadamard.default, (x, signs, factor, 4)),
         ("quantize", torch.ops.qpass.quantize_rows.default, (x, 8, None, None, 1)),
         ("rotate", torch.ops.qpass.quantize_rows.default, (x, 4, signs, factor, 4)),
+        ("clip", torch.ops.qpass.quantize_rows.clipped, (x, -8, 7, 0.8, signs, factor, 4)),
+        ("offset", torch.ops.qpass.quantize_rows.offset, (x, 0, 15, 1.0, None, None, 1)),
+        ("static", torch.ops.qpass.quantize_rows.static, (x, 8, 0.1, 3, signs, factor, 4)),
+        (
+            "fake clip",
+            torch.ops.qpass.fake_quantize.clipped,
+            (x, "int4", 4, "float32", False, True, 0.8, None, None, 1),
+        ),
+        (
+            "fake static",
+            torch.ops.qpass.fake_quantize.static,
+            (x, "e4m3", 0.1, 0, True, signs, factor, 4),
+        ),
         (
             "embedding",
             torch.ops.qpass.embedding.default,
