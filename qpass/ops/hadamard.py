@@ -16,8 +16,9 @@ from qpass.ops.library import define
 def hadamard(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
     """`((x * signs) in blocks) @ (factor (x) H)`, contiguous, in the dtype of `x`.
 
-    x `[..., n]`, signs `[n]`, factor an orthonormal `[m, m]`, H the orthonormal Sylvester matrix of
-    order `power`, n a multiple of the block `m * power`. Computed in float32 (float64 for float64).
+    x `[..., n]`, signs `[n]`, factor `[m, m]`, orthonormal for a rotation and invertible for any
+    other change of basis, H the orthonormal Sylvester matrix of order `power`, n a multiple of the
+    block `m * power`. Computed in float32 (float64 for float64).
     """
     if x.requires_grad and torch.is_grad_enabled():
         if torch.compiler.is_compiling():
@@ -29,7 +30,7 @@ def hadamard(x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:
 
 @final
 class _Differentiable(torch.autograd.Function):
-    """The transform with its gradient for `x`: the inverse, which is the transpose."""
+    """The transform with its gradient for `x`: the transpose, which is a rotation's inverse."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, signs: Tensor, factor: Tensor, power: int) -> Tensor:  # noqa: ANN401
@@ -47,7 +48,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def check_transform(n: int, signs: Tensor, factor: Tensor, power: int) -> None:
-    """Raise BadInput unless the parts describe an orthogonal map of width `n`."""
+    """Raise BadInput unless the parts describe a map of width `n`."""
     if power < 1 or power & (power - 1):
         raise BadInput(f"the order of a Sylvester matrix is a power of two, got {power}")
     if factor.dim() != 2 or factor.shape[0] != factor.shape[1]:

@@ -31,8 +31,8 @@ class Key:
 class Fast:
     """`x -> ((x * signs) in blocks) @ (factor (x) H)`, with H the orthonormal Sylvester matrix.
 
-    `signs` is `[n]`, `factor` an orthonormal `[m, m]`, `power` the order of H (a power of two),
-    and `n` a multiple of the block `m * power`: each block is read as `[m, power]`.
+    `signs` is `[n]`, `factor` `[m, m]` and orthonormal in rotations, `power` the order of H (a
+    power of two), and `n` a multiple of the block `m * power`: each block is read as `[m, power]`.
     """
 
     signs: Tensor

@@ -1,11 +1,13 @@
 """Invertible transforms in front of products, learned so that both sides round with least error.
 
 Sun et al., FlatQuant: Flatness Matters for LLM Quantization, 2024: `x T` is read and `W T^-T`
-stored, with T a Kronecker product of small matrices. As there, the inverse is taken of the matrix
-itself, learning is by Adam with a falling rate, product by product, and products of one value share
-T. One of the two factors is free here, the other a Hadamard matrix: that is what the operators
-multiply by, with one product of the order of the factor for each value. Channel scales are those of
-other methods, which fold them; thresholds are found by the roundings.
+stored, with T a Kronecker product of small matrices. As in its code, learning is by Adam with a
+falling rate, the inverse is taken of the matrix itself (one of its two forms), and products of one
+value share T. The paper's loss is the error of a block of layers; here it is that of products, by
+what it costs the outputs, which needs no run of the model. One of the two factors is free, the
+other a Hadamard matrix: that is what the operators multiply by, with one product of the order of
+the factor for each value. Channel scales are those of other methods, which fold them; thresholds
+are found by the roundings.
 """
 
 # m sampled rows, n output channels, k input channels; o order of the factor, p of the rest
