@@ -13,6 +13,7 @@ from typing import final
 
 from qpass._kernels.gpu.packed import Packed
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import bucket
 
 
 @final
@@ -55,6 +56,10 @@ _CACHE = 6.0
 # programs of one kernel that a multiprocessor holds at best
 _RESIDENT = 8
 
+# warps that keep a multiprocessor busy while others wait
+_AWAKE = 8
+# rows of the smallest tiles
+FEWEST = 16
 # what a product on tensor cores takes at once: 16 columns, 2 of each word, or 32, 4 of each
 LEAST = 8
 
@@ -126,9 +131,14 @@ def best(
         read = target.multiprocessors * (tile.outputs * width * bits / 8 + tile.rows * width * size)
         memory = max(once / part, each * read / _CACHE) / target.bandwidth
         done = 2 * tile.rows * tile.outputs * width
-        work = max(memory, math.ceil(each) * done / (tile.pace * rate))
+        # few programs do not wait for each other's turn, but too few warps wait for memory
+        turns = math.ceil(each) if each > _RESIDENT / 2 else max(1.0, each)
+        awake = min(1.0, each * tile.warps / _AWAKE) ** 0.5
+        work = max(memory, turns * done / (tile.pace * rate * awake))
         passes = tile.spread * (1e-6 + 2 * m * k * size / target.bandwidth)
         apart = 0.0 if shares == 1 else 2.5e-6 + shares * m * n * 8 / target.bandwidth
         return work + passes + apart
 
-    return min(legal(candidates, target, packed, size), key=seconds)
+    # most of a tile with many more rows than x has would be nothing
+    few = [tile for tile in candidates if tile.rows <= max(FEWEST, bucket(m))]
+    return min(legal(few or candidates, target, packed, size), key=seconds)
