@@ -26,13 +26,13 @@ from qpass.search.trial import Trial
 from qpass.search.whole import Whole
 
 # each coordinate turns by about this much, in radians, at the first step; then less
-RATE = 0.015
+RATE = 0.02
 # of the products at a cheap step
 SHARE = 0.5
 # multiplications that steps on samples and on the whole model may take, and how many steps that
 # may be
-WORK, LEAST_STEPS, MOST_STEPS = 1e13, 30, 200
-WHOLE_WORK, LEAST_WHOLE_STEPS, MOST_WHOLE_STEPS = 4e13, 10, 100
+WORK, LEAST_STEPS, MOST_STEPS = 3e12, 30, 200
+WHOLE_WORK, LEAST_WHOLE_STEPS, MOST_WHOLE_STEPS = 1.2e13, 10, 100
 
 
 @final

@@ -13,7 +13,6 @@ from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.search.holdout import Holdout
 from qpass.search.orthogonal import Learner
-from qpass.search.regions import Turning
 from qpass.search.trial import Trial
 
 # how often held-out data is looked at while something is learned
@@ -35,14 +34,12 @@ class Best:
     def __init__(self, trial: Trial, holdout: Holdout) -> None:
         self._trial, self._holdout = trial, holdout
         self.matrices: list[Tensor] = [
-            torch.eye(n, device="cpu").repeat(h, 1, 1) for h, n in self.turning.shapes
+            torch.eye(n, device="cpu").repeat(h, 1, 1) for h, n in trial.turning.shapes
         ]
+        if trial.scaling is not None:
+            self.matrices += trial.scaling.start()
         self.score = self.first = self._judged(self.matrices)
         self.found = False
-
-    @property
-    def turning(self) -> Turning:
-        return self._trial.turning
 
     def offer(self, matrices: list[Tensor]) -> None:
         """Keep these if they are better."""
@@ -58,7 +55,19 @@ class Best:
                 Note(False, name, f"the start is best on held-out data: {self.first:.4g}"),
             )
         why = f"{done}: held-out error {self.first:.4g} becomes {self.score:.4g}"
-        return self.turning.plan(plan, self.matrices), (Note(True, name, why),)
+        turning, scaling = self._trial.turning, self._trial.scaling
+        count = len(turning.stacks)
+        found = turning.plan(plan, self.matrices[:count])
+        if scaling is not None:
+            found = scaling.plan(found, self.matrices[count:])
+        return found, (Note(True, name, why),)
+
+    def learner(self) -> Learner:
+        """What goes on from the best."""
+        turning = self._trial.turning
+        count = len(turning.stacks)
+        matrices, logs = self.matrices[:count], self.matrices[count:]
+        return Learner(turning.shapes, turning.lifted, matrices, logs)
 
     def _judged(self, matrices: list[Tensor]) -> float:
         return self._trial.score(matrices, self._holdout.batches, self._holdout.wanted)
@@ -66,11 +75,11 @@ class Best:
 
 def learn(best: Best, loss: Loss, steps: int, rate: float, advance: Advance) -> None:
     """Go on from the best with steps that become smaller, and offer where they lead."""
-    learner = Learner(best.turning.shapes, best.turning.lifted, best.matrices)
+    learner = best.learner()
     for at in range(steps):
         advance(at, steps)
         now = rate * 0.5 * (1 + math.cos(math.pi * at / steps))
-        learner.step(loss(learner.matrices, at), now)
+        learner.step(loss([*learner.matrices, *learner.numbers], at), now)
         if (at + 1) % -(-steps // LOOKS) == 0 or at == steps - 1:
             best.offer(learner.values())
     advance(steps, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor, fx
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.outputs import Outputs
 from qpass.formats import QuantSpec
-from qpass.ir import Program, edit, fresh, read
+from qpass.ir import Program, Step, Weight, edit, fresh, read
 from qpass.ops import as_read
 from qpass.plan import Plan, Quantized
 from qpass.rounding import ROUNDINGS, without_data
-from qpass.search.fake import fake
+from qpass.search.fake import best_clip, fake
 from qpass.search.regions import Turning
+from qpass.search.scaling import Scaling
+
+# rows of a weight that say where its grid ends
+CLIPPED = 128
 
 Inputs = tuple[object, ...]
 
@@ -25,13 +30,17 @@ Inputs = tuple[object, ...]
 class Trial:
     """A rewritten program with quantized inputs of products, and what its weights are made from.
 
-    Weights are evaluated once, in float32; a trial turns them further and quantizes them.
+    Weights are evaluated once, in float32; a trial turns them further, scales them and quantizes
+    them. Where it also scales, the logarithms follow the matrices in its arguments.
     """
 
-    def __init__(self, after: Program, plan: Plan, turning: Turning) -> None:
+    def __init__(
+        self, after: Program, plan: Plan, turning: Turning, scaling: Scaling | None = None
+    ) -> None:
         entries = {entry.site: entry for entry in plan.quantized}
         self.program = after.clone()
-        self.turning = turning
+        self.turning, self.scaling = turning, scaling
+        scaled = {} if scaling is None else scaling.behind
         self.entries: dict[str, Quantized] = {}
         self.reads: dict[str, int] = {}
         matmuls = find_matmuls(self.program)
@@ -46,9 +55,9 @@ class Trial:
                 _quantize_input(self.program, matmul, entry.activation, made)
         self.compared = Outputs(after)
         self.base = {
-            use: weight.evaluate(after.sources)
+            use: _without(weight, scaled.get(use, ())).evaluate(after.sources)
             for use, weight in after.weights.items()
-            if use in self.entries or use in turning.spots
+            if use in self.entries or use in turning.spots or use in scaled
         }
         for use, value in self.base.items():
             dtype = read.dtype(after.node(use))
@@ -63,7 +72,7 @@ class Trial:
         """
         if (base := self.base.get(use)) is None:
             return None
-        value = self.turning.weight(use, base, matrices)
+        value = self._moved(use, base, matrices)
         if (entry := self.entries.get(use)) is not None:
             rows_nk = value if self.reads[use] == 1 else value.mT
             rows_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
@@ -75,7 +84,7 @@ class Trial:
         found: dict[str, Tensor] = {}
         with torch.no_grad():
             for use, base in self.base.items():
-                value = self.turning.weight(use, base, matrices)
+                value = self._moved(use, base, matrices)
                 if (entry := self.entries.get(use)) is not None:
                     rows_nk = value if self.reads[use] == 1 else value.mT
                     # a rounding that wants data is judged by what needs none
@@ -85,6 +94,23 @@ class Trial:
                     value = rows_nk if self.reads[use] == 1 else rows_nk.mT
                 found[use] = self._typed(use, value)
         return found
+
+    def clips(self) -> dict[str, float]:
+        """Where the grids of weights end, by use, as they lose least before anything moves."""
+        start = [torch.eye(n).repeat(h, 1, 1) for h, n in self.turning.shapes]
+        start += [] if self.scaling is None else self.scaling.start()
+        found: dict[str, float] = {}
+        for use, entry in self.entries.items():
+            value = self._moved(use, self.base[use], start)
+            rows_nk = value if self.reads[use] == 1 else value.mT
+            found[use] = best_clip(rows_nk[:CLIPPED].contiguous(), entry.weight)
+        return found
+
+    def _moved(self, use: str, base: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        value = self.turning.weight(use, base, parameters)
+        if self.scaling is not None and use in self.scaling.sites:
+            return self.scaling.weight(use, value, parameters[len(self.turning.stacks) :])
+        return value
 
     def outputs(
         self, inputs: Inputs, weights: Mapping[str, Tensor], *, gradients: bool = False
@@ -109,6 +135,11 @@ class Trial:
     def _typed(self, use: str, value: Tensor) -> Tensor:
         dtype = read.dtype(self.program.node(use))
         return value if dtype is None else value.to(dtype)
+
+
+def _without(weight: Weight, behind: Sequence[Step]) -> Weight:
+    """A weight before its last steps."""
+    return replace(weight, steps=weight.steps[: len(weight.steps) - len(behind)])
 
 
 def _quantize_input(
