@@ -7,28 +7,17 @@ every free region of positive diagonals is scaled, in front of what runs with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
-
-import torch
-from torch import Tensor
 
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
-from qpass.search.holdout import Holdout, split
-from qpass.search.learning import Best, affordable, learn
 from qpass.search.regions import Turning
 from qpass.search.scaling import Scaling
 from qpass.search.trial import Trial
-from qpass.search.whole import Whole
+from qpass.search.whole import learn_whole
 from qpass.transform import carry_out
-
-# each coordinate turns, and each logarithm of a scale moves, by about this much at first
-RATE = 0.02
-# multiplications that learning may take, and how many steps that may be
-WORK, LEAST_STEPS, MOST_STEPS = 1.2e13, 10, 100
 
 
 @final
@@ -48,18 +37,7 @@ class OstQuant(Chooser):
         if not turning.stacks and not scaling.regions:
             why = "nothing that is folded can turn, and no region can be scaled"
             return task.plan, (Note(False, self.name, why),)
-        trial = Trial(after, task.plan, turning, scaling)
-        best = Best(trial, Holdout(task))
-        learning, _ = split(task.batches)
-        whole = Whole(trial, task.program, learning, trial.clips())
-        generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
-
-        def loss(parameters: Sequence[Tensor], _at: int) -> Tensor:
-            at = int(torch.randint(len(learning), (), generator=generator))
-            return whole.loss(parameters, at)
-
-        steps = affordable(WORK, whole.work(), LEAST_STEPS, MOST_STEPS)
-        learn(best, loss, steps, RATE, lambda at, of: task.advance("turn and scale", at, of))
+        best = learn_whole(task, Trial(after, task.plan, turning, scaling))
         return best.taken(task.plan, self.name, f"{len(scaling.regions)} regions scaled")
 
 

@@ -96,18 +96,6 @@ class Products:
         """How the input of a product is quantized."""
         return self._trial.entries[product.matmul.use].activation
 
-    def work(self, share: float) -> float:
-        """About how many multiplications one step of learning takes."""
-        found = 0.0
-        for product in self.all:
-            n, k = self._weight(product).shape
-            m, j = min(STEP_ROWS, len(product.x_mk)), min(STEP_CHANNELS, n)
-            found += m * k * sum(s.block.width for s in product.reading)
-            found += j * k * sum(s.block.width for s in (*product.reading, *product.writing))
-            found += 2 * m * j * k
-        # a backward run takes twice what a forward run does
-        return 3 * share * found
-
     def error(
         self, product: Sampled, matrices: Sequence[Tensor], generator: torch.Generator
     ) -> Tensor:

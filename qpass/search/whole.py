@@ -11,10 +11,17 @@ from torch import Tensor, fx
 
 from qpass.analyze import find_matmuls
 from qpass.ir import Program, fresh, read
+from qpass.plan.chooser import Task
 from qpass.search.divergence import Wanted
+from qpass.search.holdout import Holdout, split
+from qpass.search.learning import Best, affordable, learn
 from qpass.search.through import Through
 from qpass.search.trial import Inputs, Trial
 
+# each coordinate turns, and each logarithm of a scale moves, by about this much at first
+RATE = 0.02
+# multiplications that learning may take, and how many steps that may be
+WORK, LEAST_STEPS, MOST_STEPS = 1.5e13, 10, 100
 # forward, forward again and backward
 _RUNS = 4
 
@@ -61,3 +68,21 @@ class Whole:
             entries = float(math.prod(map(int, read.shape(program.node(use)))))
             found += entries * sum(spot.block.width for spot in spots)
         return _RUNS * found
+
+
+def learn_whole(task: Task, trial: Trial) -> Best:
+    """The best that is found by the gradients of the whole model, on the data to learn from."""
+    best = Best(trial, Holdout(task))
+    learning, _ = split(task.batches)
+    whole = Whole(trial, task.program, learning, trial.clips())
+    generator = torch.Generator(device="cpu").manual_seed(task.plan.recipe.seed)
+    order: list[int] = []
+
+    def loss(parameters: Sequence[Tensor], _at: int) -> Tensor:
+        if not order:
+            order.extend(torch.randperm(len(learning), generator=generator).tolist())
+        return whole.loss(parameters, order.pop())
+
+    steps = affordable(WORK, whole.work(), LEAST_STEPS, MOST_STEPS)
+    learn(best, loss, steps, RATE, lambda at, of: task.advance("learn transforms", at, of))
+    return best

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qpass.plan.chooser import CHOOSERS, Task
 from qpass.rotations import Element, Group, contains
-from qpass.search import kurtail, learned
+from qpass.search import kurtail, whole
 from qpass.search.holdout import Holdout
 from qpass.transform import carry_out
 from qpass.verify.exact import ExactCheck
@@ -23,9 +23,7 @@ METHODS = ("learned", "kurtail")
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch) -> None:
     """As many as show that it learns."""
-    monkeypatch.setattr(learned, "LEAST_STEPS", 10)
-    monkeypatch.setattr(learned, "MOST_STEPS", 10)
-    monkeypatch.setattr(learned, "MOST_WHOLE_STEPS", 5)
+    monkeypatch.setattr(whole, "MOST_STEPS", 5)
     monkeypatch.setattr(kurtail, "STEPS", 10)
 
 

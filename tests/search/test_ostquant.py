@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qpass.plan.chooser import CHOOSERS
-from qpass.search import ostquant
+from qpass.search import whole
 from qpass.search.holdout import Holdout
 from qpass.search.learning import Best
 from qpass.search.regions import Turning
@@ -24,7 +24,7 @@ EXACT = 1e-9
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch) -> None:
     """As many as show that it learns."""
-    monkeypatch.setattr(ostquant, "MOST_STEPS", 8)
+    monkeypatch.setattr(whole, "MOST_STEPS", 8)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vision", "opt"])

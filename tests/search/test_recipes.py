@@ -10,7 +10,7 @@ from qpass.errors import BadInput, UnknownName
 from qpass.plan import Plan, Recipe
 from qpass.plan.chooser import CHOOSERS
 from qpass.rotations import Element
-from qpass.search import learned
+from qpass.search import whole
 from qpass.targets.record import record_of
 from tests.search.driver import W4A4
 from tests.zoo import specimen, tokens
@@ -22,7 +22,7 @@ LEARNED = W4A4 | {"transform": "learned", "rounding": "nearest"}
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch) -> None:
     """As many as show that it learns."""
-    monkeypatch.setattr(learned, "MOST_STEPS", 40)
+    monkeypatch.setattr(whole, "MOST_STEPS", 10)
 
 
 def llama() -> torch.nn.Module:
