@@ -28,8 +28,8 @@ from qpass.runtime.tuned import Tuning, bucket, launch
 
 @triton.jit
 def linear_codes_matrix(
-    x, scales, words, row_scales, group_scales, group_offsets, sums, bias, out,
-    m, n, lines, groups, group_lines, width, chunks, stride,
+    x, scales, words, row_scales, group_scales, group_offsets, sums, bias, low, up, out,
+    m, n, lines, groups, group_lines, width, chunks, stride, rank,
     BITS: tl.constexpr, EVEN: tl.constexpr, SPREAD: tl.constexpr, SHARES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -85,8 +85,8 @@ def linear_codes_matrix(
             ahead = tl.minimum(chunk + 1, last - 1) // chunks
             scale = tl.load(group_scales + ahead * 16, mask=real_j, other=0.0)
     store_tile(
-        total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, out,
-        SHARES, TF32,
+        total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, low, up, rank,
+        out, SHARES, TF32,
     )  # fmt: skip
 
 

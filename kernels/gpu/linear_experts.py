@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qpass._kernels.gpu.matrix import shifted
 from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.spread import sums
 from qpass._kernels.gpu.tiles import Tile, fit
@@ -26,7 +27,6 @@ from qpass._kernels.gpu.words import (
     pairs8,
     row_offsets,
     rows_of_x,
-    shifted,
     tile_ids,
 )
 from qpass.errors import BadInput
@@ -36,6 +36,8 @@ from qpass.runtime.target import Target
 
 # each program reads all ends
 MOST_EXPERTS = 4095
+# 128 columns of 4 bits, 64 of 8
+LINES = 16
 
 
 @triton.jit
@@ -150,15 +152,14 @@ def _tile(packed: Packed, rows: float, dtype: torch.dtype, target: Target) -> Ti
     if dtype is torch.float32:
         few = rows <= 16
         return fit(Tile(16 if few else 32, 32, 8, 4, 2, False), packed.group_lines, target)
-    long = 128 * packed.bits // 32
     if rows <= 16:
-        found = Tile(16, 64, long, 4, 4, False)
+        found = Tile(16, 64, LINES, 4, 4, False)
     elif rows <= 32:
-        found = Tile(32, 64, long, 4, 4, False)
+        found = Tile(32, 64, LINES, 4, 4, False)
     elif rows <= 256 or target.name != "sm_90":
-        found = Tile(64, 64, long, 4, 3, False)
+        found = Tile(64, 64, LINES, 4, 3, False)
     else:
-        found = Tile(128, 64, long, 4, 3, False)
+        found = Tile(128, 64, LINES, 4, 3, False)
     return fit(found, packed.group_lines, target)
 
 

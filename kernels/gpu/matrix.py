@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass._kernels.gpu.finish import finish
+from qpass._kernels.gpu.low_rank import branch, with_branch
 from qpass._kernels.gpu.packed import Packed
 from qpass._kernels.gpu.spread import spread, sums
 from qpass._kernels.gpu.tiles import Tile
@@ -49,7 +50,7 @@ def load_words(
 
 
 @triton.jit
-def _shifted(total, offsets, sums, groups, real_j, real_i, TF32: tl.constexpr):
+def shifted(total, offsets, sums, groups, real_j, real_i, TF32: tl.constexpr):
     """`total[j, i]` and, over all groups, `offsets[j, g] * sums[i, g]`.
 
     TF32: an offset, a float16, is a TF32 number, and two of them make a sum.
@@ -71,16 +72,16 @@ def _shifted(total, offsets, sums, groups, real_j, real_i, TF32: tl.constexpr):
 
 @triton.jit
 def store_tile(
-    total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, out,
+    total, i, j, m, n, groups, row_scales, scales, group_offsets, sums, bias, low, up, rank, out,
     SHARES: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """Store `total[j, i]`, with what offsets add and scaled, as `out[i, j]`, or a share of it."""
+    """Store `total[j, i]`, with what offsets and a branch add, as `out[i, j]`, or a share of it."""
     real_i, real_j = i < m, j < n
     if group_offsets is not None:
         offsets = group_offsets + row_offsets(j, groups)
         here = tl.where(tl.program_id(1) == 0, groups, 0)
         added = sums + i.to(tl.int64) * groups
-        total = _shifted(total, offsets, added, here, real_j, real_i, TF32)
+        total = shifted(total, offsets, added, here, real_j, real_i, TF32)
     place = i.to(tl.int64)[None, :] * n + j[:, None]
     real = real_i[None, :] & real_j[:, None]
     if SHARES > 1:
@@ -91,6 +92,8 @@ def store_tile(
             y *= tl.load(scales + i, mask=real_i, other=0.0)[None, :]
         if bias is not None:
             y += tl.load(bias + j, mask=real_j, other=0.0).to(tl.float32)[:, None]
+        if low is not None:
+            y = with_branch(y, low, up, rank, i, j, real_i, real_j)
         tl.store(out + place, y.to(out.dtype.element_ty), mask=real)
 
 
@@ -98,7 +101,7 @@ def multiply(
     function: Any, call: Call, x: Tensor, out: Tensor, tile: Tile, run: int, **constants: object
 ) -> Tensor:
     """Launch a product of matrices; `function` takes `run` columns of a word at a time."""
-    packed = Packed.of(call)
+    packed, (low, up, rank) = Packed.of(call), branch(call)
     rows = flat(x)
     m, n, shares = rows.shape[0], packed.n, tile.shares
     chunks = triton.cdiv(packed.group_lines, tile.lines)
@@ -115,13 +118,13 @@ def multiply(
     target = out if shares == 1 else x.new_empty((shares, m, n), dtype=kind)
     function[(triton.cdiv(m, tile.rows) * triton.cdiv(n, tile.outputs), shares)](
         rows, scales, call["weight"].view(torch.int32), call["row_scales"],
-        call["group_scales"], offsets, added, call["bias"], target,
+        call["group_scales"], offsets, added, call["bias"], low, up, target,
         m, n, packed.lines, packed.groups, packed.group_lines, packed.width,
-        chunks, rows.stride(0), BITS=packed.bits,
+        chunks, rows.stride(0), rank, BITS=packed.bits,
         EVEN=packed.width % (tile.lines * packed.step) == 0, SPREAD=tile.spread, SHARES=shares,
         BM=tile.rows, BN=tile.outputs, BL=tile.lines, TF32=has_tf32(call.target),
         num_warps=tile.warps, num_stages=tile.stages, **constants,
     )  # fmt: skip
     if shares > 1:
-        finish(target, call["row_scales"], scales, call["bias"], out)
+        finish(target, call["row_scales"], scales, call["bias"], out, low, up)
     return out

@@ -124,6 +124,7 @@ def matrix_build(
         constants |= {"SORT": tile.sort, "scales": None}
     constants |= {} if scaled else {"group_scales": None, "groups": 1}
     constants |= {} if offsets else {"group_offsets": None, "sums": None}
+    constants |= {"low": None, "up": None, "rank": 0}
     kind = {torch.int8: "int8", torch.float32: "fp32"}.get(dtype, "bf16")
     grouped = packed.n * packed.groups * 2 * (scaled + offsets)
     moved = packed.n * packed.k * packed.bits / 8 + grouped + m * packed.k * dtype.itemsize

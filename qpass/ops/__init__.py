@@ -8,6 +8,7 @@ from qpass.ops.experts import PackedExperts, linear_experts, pack_experts
 from qpass.ops.fake_quantize import as_read, fake_quantize
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
+from qpass.ops.low_rank import linear_codes_low_rank, linear_real_low_rank
 from qpass.ops.packing import PackedLinear, pack_linear
 from qpass.ops.points import PointsLinear, linear_points
 from qpass.ops.quantize import as_integers, integer_rows, plain_rows, quantize_rows
@@ -27,9 +28,11 @@ __all__ = [
     "integer_rows",
     "linear_blocks",
     "linear_codes",
+    "linear_codes_low_rank",
     "linear_experts",
     "linear_points",
     "linear_real",
+    "linear_real_low_rank",
     "pack_blocks",
     "pack_experts",
     "pack_linear",

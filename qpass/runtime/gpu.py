@@ -33,6 +33,8 @@ OPERATORS = (
     "linear.points",
     "linear.blocks",
     "linear.experts",
+    "linear.real_low_rank",
+    "linear.codes_low_rank",
     "embedding",
 )
 

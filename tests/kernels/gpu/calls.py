@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cases import KINDS, random_packed
-from tests.kernels.gpu import calls_blocks, calls_experts
+from tests.kernels.gpu import calls_blocks, calls_experts, calls_low_rank
 from tests.kernels.gpu.case import FLOATS, Case, random, rows, transform
 
 # (leading axes, blocks, m, p): short and long rows, orders that are no powers of two, one row
@@ -77,6 +77,7 @@ def cases() -> Iterator[Case]:
     yield from embeddings()
     yield from calls_blocks.cases()
     yield from calls_experts.cases()
+    yield from calls_low_rank.cases()
 
 
 def rotations() -> Iterator[Case]:
@@ -252,6 +253,7 @@ def refusals() -> Iterator[Case]:
     yield from refused_embeddings()
     yield from calls_blocks.refusals()
     yield from calls_experts.refusals()
+    yield from calls_low_rank.refusals()
 
 
 def refused_linears() -> Iterator[Case]:
