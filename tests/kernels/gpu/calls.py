@@ -132,6 +132,9 @@ def quantizations() -> Iterator[Case]:
             if m == 2:
                 # a Hadamard matrix, of which the first part is everything
                 factor = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) * 2**-0.5
+            if m in (5, 12, 36):
+                # invertible ones are factors as well
+                factor = factor * torch.logspace(-1, 1, m)
             rest = (signs, factor, p)
             yield (
                 Case(name, "quantize_rows", (x, bits, *rest))
