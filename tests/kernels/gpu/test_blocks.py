@@ -61,3 +61,12 @@ def test_a_defect_is_found(
     name, right, wrong = DEFECTS[defect]
     planted(name, {right: wrong}, tmp_path, monkeypatch)
     assert found(registered, "quantize_blocks" if name == "rows_blocks" else name)
+
+
+def test_a_rank_too_small_is_found(
+    registered: Registry[Kernel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted("low_rank", {"(r < rank)": "(r < rank - 1)"}, tmp_path, monkeypatch)
+    for name in ("linear_real_matrix", "linear_codes_matrix", "linear_low_rank"):
+        planted(name, {}, tmp_path, monkeypatch)
+    assert found(registered, "linear_codes_matrix_low_rank")
