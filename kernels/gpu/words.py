@@ -77,7 +77,7 @@ def pairs8(words, dtype: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def _quads(words):
+def bytes_of(words):
     """The bytes `[R, 4 L]` of words `[R, L]`, int8."""
     R: tl.constexpr = words.shape[0]
     L: tl.constexpr = words.shape[1]
@@ -94,13 +94,13 @@ def codes4(words, SIGNED: tl.constexpr):
         # byte by byte: less 8, and no byte borrows from the next
         low = ((low | _TOPS) - _EIGHTS) ^ _TOPS
         high = ((high | _TOPS) - _EIGHTS) ^ _TOPS
-    return _quads(low), _quads(high)
+    return bytes_of(low), bytes_of(high)
 
 
 @triton.jit
 def codes8(words):
     """The columns of words `[R, L]` of 8-bit codes: int8 `[R, 4 L]`."""
-    return _quads(words ^ _TOPS)
+    return bytes_of(words ^ _TOPS)
 
 
 @triton.jit

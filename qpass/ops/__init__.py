@@ -6,6 +6,7 @@ from qpass.ops.blocks import BlocksLinear, linear_blocks, pack_blocks, quantize_
 from qpass.ops.embedding import embedding
 from qpass.ops.experts import PackedExperts, linear_experts, pack_experts
 from qpass.ops.fake_quantize import as_read, fake_quantize
+from qpass.ops.fours import linear_fours
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
 from qpass.ops.low_rank import linear_codes_low_rank, linear_real_low_rank
@@ -30,6 +31,7 @@ __all__ = [
     "linear_codes",
     "linear_codes_low_rank",
     "linear_experts",
+    "linear_fours",
     "linear_points",
     "linear_real",
     "linear_real_low_rank",

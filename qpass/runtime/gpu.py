@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast, final
 
@@ -32,6 +33,7 @@ OPERATORS = (
     "linear.codes",
     "linear.points",
     "linear.blocks",
+    "linear_fours",
     "linear.experts",
     "linear.real_low_rank",
     "linear.codes_low_rank",
@@ -102,6 +104,8 @@ class Build:
     # what one launch costs, and how many programs it has, for the prediction
     cost: Cost | None = None
     programs: int | None = None
+    # what it is compiled within
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @final

@@ -138,6 +138,7 @@ _RULES: dict[str, Callable[[Call, Any, Any], str | None]] = {
     "linear.points": _linear,
     "linear.blocks": _linear,
     "linear.experts": _linear,
+    "linear_fours": _linear,
     "linear.real_low_rank": _linear,
     "linear.codes_low_rank": _linear,
     "embedding": _embedding,

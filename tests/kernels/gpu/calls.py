@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cases import KINDS, random_packed
-from tests.kernels.gpu import calls_blocks, calls_experts, calls_low_rank
+from tests.kernels.gpu import calls_blocks, calls_experts, calls_fours, calls_low_rank
 from tests.kernels.gpu.case import FLOATS, Case, random, rows, transform
 
 # (leading axes, blocks, m, p): short and long rows, orders that are no powers of two, one row
@@ -78,6 +78,7 @@ def cases() -> Iterator[Case]:
     yield from calls_blocks.cases()
     yield from calls_experts.cases()
     yield from calls_low_rank.cases()
+    yield from calls_fours.cases()
 
 
 def rotations() -> Iterator[Case]:
@@ -257,6 +258,7 @@ def refusals() -> Iterator[Case]:
     yield from calls_blocks.refusals()
     yield from calls_experts.refusals()
     yield from calls_low_rank.refusals()
+    yield from calls_fours.refusals()
 
 
 def refused_linears() -> Iterator[Case]:

@@ -68,9 +68,9 @@ def compile_build(build: Build, target: Target) -> Compiled:
         "num_stages": build.stages,
         "enable_fp_fusion": build.fusion,
     }
-    found = triton.compile(
-        source, target=GPUTarget(target.backend, target.arch, target.warp), options=options
-    )
+    there = GPUTarget(target.backend, target.arch, target.warp)
+    with build.around():
+        found = triton.compile(source, target=there, options=options)
     if target.backend == "hip":
         return _read_amd(found.asm["amdgcn"], found.metadata.shared)
     return _read_nvidia(found.asm["cubin"], found.asm["ptx"], found.metadata.shared)
