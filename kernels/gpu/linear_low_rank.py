@@ -11,13 +11,19 @@ from collections.abc import Sequence
 import qpass._kernels.gpu.linear_codes_matrix
 import qpass._kernels.gpu.linear_real_matrix  # noqa: F401 what is looked up below
 from qpass._kernels.gpu.low_rank import refuse_branch
+from qpass._kernels.gpu.tiles import Tile
 from qpass._kernels.gpu.weights import rows_of
 from qpass.runtime.gpu import KERNELS, Build, Call, Cost, Kernel
 from qpass.runtime.target import Target
+from qpass.runtime.tuned import Tuning, launch
 
 RANK = 32
 # for each of these numbers of rows, the first build of the plain kernel is one with a branch too
 ROWS = (16, 4096)
+# more sums of a warp leave no registers for the branch
+MOST_SUMS = 2048
+# rows of the smallest product
+LEAST = 16
 
 
 def with_branch(plain: Kernel) -> Kernel:
@@ -41,14 +47,37 @@ def with_branch(plain: Kernel) -> Kernel:
         firsts = (next((b for b in found if f" m {m}" in b.label), None) for m in ROWS)
         return [_build(build) for build in firsts if build is not None]
 
+    assert plain.tuning is not None
+    usual: Tuning = plain.tuning
+    name = f"{plain.name}_low_rank"
+    tuning = dataclasses.replace(
+        usual,
+        # each once, in their order
+        candidates=lambda call: [*dict.fromkeys(map(narrower, usual.candidates(call)))],
+        choose=lambda call: narrower(usual.choose(call)),
+    )
     return Kernel(
-        name=f"{plain.name}_low_rank",
+        name=name,
         operator=f"{plain.operator}_low_rank",
         accepts=accepts,
-        launch=plain.launch,
+        launch=launch(name, tuning),
         cost=cost,
         builds=builds,
+        tuning=tuning,
     )
+
+
+def narrower(tile: Tile) -> Tile:
+    """A tile of fewer rows, where sums fill the registers."""
+    rows = _rows(tile.rows, tile.outputs, tile.warps)
+    return dataclasses.replace(tile, rows=rows)
+
+
+def _rows(rows: int, outputs: int, warps: int) -> int:
+    """So many rows of a tile that its sums leave registers, and at least 16."""
+    while rows > LEAST and rows * outputs > warps * MOST_SUMS:
+        rows //= 2
+    return rows
 
 
 def _build(plain: Build) -> Build:
@@ -56,8 +85,15 @@ def _build(plain: Build) -> Build:
     kind = plain.signature["out"]
     constants = {k: v for k, v in plain.constants.items() if k not in ("low", "up", "rank")}
     signature = {**plain.signature, "low": kind, "up": kind, "rank": "i32"}
+    rows, outputs, programs = constants["BM"], constants["BN"], plain.programs
+    assert isinstance(rows, int)
+    assert isinstance(outputs, int)
+    assert programs is not None
+    constants["BM"] = _rows(rows, outputs, plain.warps)
+    programs *= rows // _rows(rows, outputs, plain.warps)
     return dataclasses.replace(
         plain,
+        programs=programs,
         label=f"{plain.label} rank {RANK}",
         signature=signature,
         constants=constants,
@@ -65,5 +101,5 @@ def _build(plain: Build) -> Build:
     )
 
 
-for name in ("linear_real_matrix", "linear_codes_matrix"):
-    KERNELS.add(with_branch(KERNELS[name]))
+for plain_name in ("linear_real_matrix", "linear_codes_matrix"):
+    KERNELS.add(with_branch(KERNELS[plain_name]))
