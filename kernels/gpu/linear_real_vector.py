@@ -173,14 +173,18 @@ def configure(packed: Packed, m: int, target: Target) -> Share:
     """The share of a program, for m rows of x."""
     blocks, many = -(-packed.n // ROWS), target.multiprocessors
     if m > 1:
-        return Share(ROWS, 64, 4, 1)
+        if blocks >= 3 * many:
+            return Share(ROWS, 64, 4, 1)
+        return Share(ROWS, 128, 16, 1) if blocks >= many else Share(ROWS // 2, 128, 8, 1)
     if blocks >= 3 * many:
         few = packed.bits == 4 and packed.lines < 1024
         return Share(ROWS, 64, 4, 1, ahead=True) if few else Share(ROWS, 256, 16, 1)
     # 16 warps on each multiprocessor keep enough loads in the air
     if blocks >= many and packed.lines < 1024:
         return Share(ROWS, 128, 16, 1)
-    if blocks >= many or packed.lines < 256:
+    if packed.lines < 256:
+        return Share(ROWS, 64, 4, 1)
+    if blocks >= many:
         return Share(ROWS, 256, 16, 1, ahead=True)
     # as many programs as multiprocessors, or columns are shared
     shares = 1 if 4 * blocks >= many else 2 if packed.lines < 2048 else 4
