@@ -179,11 +179,11 @@ def configure(packed: Packed, m: int, target: Target) -> Share:
     if blocks >= 3 * many:
         few = packed.bits == 4 and packed.lines < 1024
         return Share(ROWS, 64, 4, 1, ahead=True) if few else Share(ROWS, 256, 16, 1)
+    if packed.lines < 256:
+        return Share(ROWS, 64, 4, 1)
     # 16 warps on each multiprocessor keep enough loads in the air
     if blocks >= many and packed.lines < 1024:
         return Share(ROWS, 128, 16, 1)
-    if packed.lines < 256:
-        return Share(ROWS, 64, 4, 1)
     if blocks >= many:
         return Share(ROWS, 256, 16, 1, ahead=True)
     # as many programs as multiprocessors, or columns are shared
