@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,17 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.kernels.gpu.report import Row, gains, guarded, say, show  # noqa: E402 found from there
+
 MARK = "RESULT "
-Row = dict[str, Any]
 # seconds
 PART_LIMIT = 150
 WHOLE_LIMIT = 460
 DECODE_TIME = 25
 # parts that only check, not time, share the GPU
 AT_ONCE = 8
-# models that decode a token, and by how much those of 4-bit weights are faster, in CUDA graphs
+# models that decode a token
 DECODERS = ("bf16", "backend", "module")
-DECODE_BAR = 1.8
 # what the GPU reaches, as JSON
 LIMITS = "QPASS_CHECK_LIMITS"
 # a file that is there once decoders may time
@@ -56,7 +55,7 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        _say("no CUDA device: not timed")
+        say("no CUDA device: not timed")
         return 0
     deadline = time.monotonic() + options.limit
     rows: list[Row] = []
@@ -96,30 +95,15 @@ def main() -> int:
             turn.touch()
             for found in coming:
                 rows += found.result()
-    rows += _gains(rows)
+    rows += gains(rows)
     write()
-    _say("")
-    _print(rows)
+    say("")
+    show(rows)
     if options.table:
-        _write_table(rows, options.table)
+        from tests.kernels.gpu.tuning import write_table
+
+        write_table(rows, options.table)
     return 0 if all(row.get("ok", True) for row in rows) else 1
-
-
-def _gains(rows: list[Row]) -> list[Row]:
-    """How much faster the decoders of 4-bit weights are than that of bfloat16."""
-    took = {row["part"]: row["ms"] for row in rows if "ms" in row}
-    plain = took.pop("decode:bf16", None)
-    return [
-        {
-            "part": part,
-            "name": f"w4a16 {part.partition(':')[2]} over bf16, a token in CUDA graphs",
-            "gain": plain / ms,
-            "bar": DECODE_BAR,
-            "ok": plain / ms >= DECODE_BAR,
-        }
-        for part, ms in took.items()
-        if plain is not None
-    ]
 
 
 def _operators() -> list[str]:
@@ -130,20 +114,6 @@ def _operators() -> list[str]:
     barred = {case.operator for case in timed() if case.bar is not None}
     found = dict.fromkeys(kernel.operator for kernel in KERNELS)
     return sorted(found, key=lambda operator: operator not in barred)
-
-
-def _write_table(rows: list[Row], path: Path) -> None:
-    """The fastest configurations of all operators, with those the table has of others."""
-    from qpass.runtime.tuned import Table
-
-    whole = Table.load(path) if path.exists() else None
-    for row in rows:
-        if "table" in row:
-            found = Table(**row["table"])
-            whole = found if whole is None else whole.joined(found)
-    if whole is not None:
-        whole.save(path)
-        _say(f"wrote {path}; QPASS_GPU_TABLE={path} puts it to use")
 
 
 def _parts() -> list[str]:
@@ -184,12 +154,12 @@ def _apart(name: str, deadline: float) -> list[Row]:
     lines = said.splitlines()
     rows = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
     rows = [{"part": name, **row} for row in rows]
-    _print(rows)
+    show(rows)
     if ended is not None:
         other = [line for line in lines if not line.startswith(MARK)]
         rows.append({"part": name, "ok": False, "why": f"{ended}: " + "\n".join(other[-12:])})
     rows.append({"part": name, "name": "took", "seconds": time.monotonic() - begun})
-    _say(f"{name}: {time.monotonic() - begun:.0f} s")
+    say(f"{name}: {time.monotonic() - begun:.0f} s")
     return rows
 
 
@@ -205,16 +175,8 @@ def _in_process(part: str) -> int:
         "tune": _tune,
     }
     for row in runs[kind](name):
-        _say(MARK + json.dumps(row))
+        say(MARK + json.dumps(row))
     return 0
-
-
-def _guarded(name: str, run: Callable[[], Row]) -> Row:
-    """The row that `run` returns, or one that says how it failed."""
-    try:
-        return {"name": name, **run()}
-    except Exception:  # noqa: BLE001 whatever a kernel does wrong is a row of the report
-        return {"name": name, "ok": False, "why": traceback.format_exc()[-1500:]}
 
 
 def _limits(_: str) -> Iterator[Row]:
@@ -266,7 +228,7 @@ def _check(name: str) -> Iterator[Row]:
             host = case.call(on)
             return {"why": disagreement(host, got, specification(case.operator)(*host.values))}
 
-        if why := _guarded(case.name, run)["why"]:
+        if why := guarded(case.name, run)["why"]:
             wrong.append(f"{case.name}: {why}")
     yield {"name": f"{name}: {tried} odd calls", "ok": not wrong, "why": "\n".join(wrong[:6])}
 
@@ -279,7 +241,7 @@ def _time(operator: str) -> Iterator[Row]:
     reached = known if "bandwidth" in known else limits()
     for case in timed():
         if case.operator == operator:
-            yield _guarded(case.name, lambda case=case: _time_one(case, reached))
+            yield guarded(case.name, lambda case=case: _time_one(case, reached))
             _forget()
 
 
@@ -339,82 +301,21 @@ def _time_one(case: Any, reached: dict[str, float]) -> Row:
 
 
 def _warm(which: str) -> Iterator[Row]:
-    """Compile a share of the configurations, so that they are known when they are timed."""
-    operator, _, share = which.partition(":")
-    number = 0
-    for kernel, call, case in _tunable(operator):
-        for candidate in kernel.tuning.candidates(call):
-            number += 1
-            if number % COMPILERS == int(share):
-                row = _guarded(
-                    f"{case.name} {candidate}",
-                    lambda k=kernel, c=call, v=candidate: {"why": str(k.tuning.run(c, v))[:0]},
-                )
-                if not row.get("ok", True):
-                    yield row
+    from tests.kernels.gpu.tuning import warm
 
-
-def _tunable(operator: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Kernels, calls they serve in several ways, and the cases these come from."""
-    from qpass.runtime.gpu import KERNELS, Call
-    from qpass.runtime.target import Target, target_of
-    from tests.kernels.gpu.timed import timed
-
-    on = target_of(0)
-    assert isinstance(on, Target)
-    for case in timed():
-        if case.operator != operator:
-            continue
-        call = Call.of(case.operator, case.make(), on)
-        for kernel in KERNELS:
-            if kernel.operator == operator and kernel.tuning and kernel.accepts(call) is None:
-                yield kernel, call, case
+    yield from warm(which, COMPILERS)
 
 
 def _tune(operator: str) -> Iterator[Row]:
-    """Time every configuration of every kernel: a table, and the best four of a shape to read."""
-    import dataclasses
+    from tests.kernels.gpu.tuning import timings
 
-    import torch
-
-    from qpass.runtime.gpu import Call
-    from qpass.runtime.tuned import tune
-    from tests.kernels.gpu.timed import seconds, sets
-
-    found = list(_tunable(operator))
-    cases = {id(call): case for _, call, case in found}
-    best: dict[str, list[tuple[float, str]]] = {}
-    operands: dict[int, list[Any]] = {}
-
-    def clock(kernel: Any, call: Any, candidate: Any) -> float | None:
-        case = cases[id(call)]
-        if id(call) not in operands:
-            operands.clear()
-            cost = kernel.cost(call)
-            floor = call.target.seconds(cost.nbytes, cost.operations, cost.kind)
-            more = range(sets(cost.nbytes, floor) - 1)
-            made = [Call.of(case.operator, case.make(), call.target) for _ in more]
-            operands[id(call)] = [call, *made]
-
-        def timed_once() -> Row:
-            calls = operands[id(call)]
-            return {"us": seconds([lambda c=c: kernel.tuning.run(c, candidate) for c in calls])}
-
-        took = _guarded(case.name, timed_once).get("us")
-        if took is not None:
-            best.setdefault(case.name, []).append((took * 1e6, f"{kernel.name} {candidate}"))
-        return took
-
-    table = tune(torch.cuda.get_device_name(0), [(k, c) for k, c, _ in found], clock)
-    yield {"table": dataclasses.asdict(table)}
-    for name, times in best.items():
-        yield {"name": name, "best": [f"{us:.1f} {label}" for us, label in sorted(times)[:4]]}
+    yield from timings(operator)
 
 
 def _model(recipe: str) -> Iterator[Row]:
     from tests.kernels.gpu.models import agreement
 
-    yield from (_guarded(name, run) for name, run in agreement(recipe))
+    yield from (guarded(name, run) for name, run in agreement(recipe))
 
 
 def _decode(which: str) -> Iterator[Row]:
@@ -430,47 +331,7 @@ def _decode(which: str) -> Iterator[Row]:
         kept.append(mine)
 
     kept: list[Any] = []
-    yield _guarded(f"decode {which}", lambda: decoding(which, ready))
-
-
-def _say(text: object) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def _print(rows: list[Row]) -> None:
-    """A compact table, failures first in full."""
-    for row in rows:
-        if not row.get("ok", True) and (row.get("why") or "bar" not in row):
-            _say(f"FAILED {row['part']} {row.get('name', '')}: {str(row.get('why'))[-600:]}")
-    for row in rows:
-        if row.get("name") in ("machine", "limits"):
-            _say({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})
-        elif "us" in row:
-            times = f" {row['times_bf16']:5.2f}x bf16" if "times_bf16" in row else ""
-            _say(
-                f"{_verdict(row)} {row['name']:42s} {row['kernel']:24s}"
-                f" {row['us']:9.1f} us {row['gbs']:7.0f} GB/s {row['tops']:7.1f} TOPS"
-                f" {row['fraction']:6.1%}{_bar(row)}{times}"
-            )
-        elif row.get("name") != "took" and "table" not in row:
-            hidden = ("part", "name", "ok", "why", "bar")
-            rest = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            rest = {k: v for k, v in rest.items() if k not in hidden}
-            _say(f"{_verdict(row)} {row.get('name')} {rest or ''}{_bar(row)}")
-
-
-def _verdict(row: Row) -> str:
-    wrong = not row.get("ok", True) and (row.get("why") or not row.get("bar"))
-    return "BAD" if wrong else "ok "
-
-
-def _bar(row: Row) -> str:
-    """Whether a figure met its bar, where it has one."""
-    if not row.get("bar"):
-        return ""
-    reached = row.get("fraction", row.get("gain", 0.0)) >= row["bar"]
-    return f" (bar {row['bar']:g}: {'met' if reached else 'MISSED'})"
+    yield guarded(f"decode {which}", lambda: decoding(which, ready))
 
 
 if __name__ == "__main__":
