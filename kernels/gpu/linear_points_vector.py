@@ -94,7 +94,8 @@ class Part:
     warps: int
 
 
-USUAL = Part(8, 64, 4)
+# for one row, and for several, whose sums take registers too
+ONE, SEVERAL = Part(8, 64, 4), Part(8, 32, 4)
 
 
 def run(call: Call, part: Part) -> Tensor:
@@ -133,7 +134,7 @@ TUNING = Tuning(
         # a thread looks up 16 to 64 values
         if 32 * warps <= outputs * runs <= 4 * 32 * warps
     ],
-    choose=lambda _: USUAL,
+    choose=lambda call: ONE if rows_of(call["x"]) == 1 else SEVERAL,
     run=run,
 )
 
@@ -141,7 +142,7 @@ TUNING = Tuning(
 def _builds(target: Target) -> Sequence[Build] | str:
     builds: list[Build] = []
     n, k, groups = 4096, 4096, 128
-    for m in (1, TOGETHER):
+    for m, part in ((1, ONE), (TOGETHER, SEVERAL)):
         for dtype in FLOATS:
             t = TYPES[dtype]
             moved = n * k + 4 * n * groups + m * (n + k) * dtype.itemsize
@@ -155,14 +156,14 @@ def _builds(target: Target) -> Sequence[Build] | str:
                         **dict.fromkeys(("m", "n", "k", "groups", "width", "stride"), "i32"),
                     },
                     constants={
-                        "BM": m, "BN": USUAL.outputs, "G": USUAL.runs, "W": 16,
+                        "BM": m, "BN": part.outputs, "G": part.runs, "W": 16,
                         "group_offsets": None,
                     },
-                    warps=USUAL.warps * 32 // target.warp,
+                    warps=part.warps * 32 // target.warp,
                     stages=1,
                     divisible=frozenset(("n", "k", "groups", "width", "stride")),
                     cost=Cost(moved, 2.0 * m * n * k, "fp32"),
-                    programs=n // USUAL.outputs,
+                    programs=n // part.outputs,
                 )
             )  # fmt: skip
     return builds
