@@ -13,8 +13,8 @@ import qpass
 from examples.demo.settings import Settings
 from qpass.hf.pretrained import load_model
 from qpass.report import megabytes
-from qpass.targets.tables import QuantizedEmbedding
 from qpass.targets.layers import QuantizedLinear
+from qpass.targets.tables import QuantizedEmbedding
 
 # tokens of the call that is traced and verified in float64; any number shows the same graph
 SAMPLE = 16
