@@ -67,6 +67,6 @@ def test_a_rank_too_small_is_found(
     registered: Registry[Kernel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted("low_rank", {"(r < rank)": "(r < rank - 1)"}, tmp_path, monkeypatch)
-    for name in ("linear_real_matrix", "linear_codes_matrix", "linear_low_rank"):
+    for name in ("matrix", "linear_real_matrix", "linear_codes_matrix", "linear_low_rank"):
         planted(name, {}, tmp_path, monkeypatch)
     assert found(registered, "linear_codes_matrix_low_rank")
