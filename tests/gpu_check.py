@@ -83,9 +83,15 @@ def main() -> int:
         turn = Path(folder) / "turn"
         os.environ[TURN] = str(turn)
         decoders = [name for name in names if name.startswith("decode:")]
+        for name in DECODERS:
+            if f"decode:{name}" not in decoders:
+                _prepared(turn, f"decode:{name}").touch()
         with concurrent.futures.ThreadPoolExecutor(len(DECODERS)) as pool:
             # they prepare their models while others run
             coming = [pool.submit(_apart, name, deadline) for name in decoders]
+            for name, found in zip(decoders, coming, strict=True):
+                prepared = _prepared(turn, name)
+                found.add_done_callback(lambda _, prepared=prepared: prepared.touch())
             together([n for n in names if n.startswith("warm:")], COMPILERS)
             together([n for n in names if n.startswith(("check:", "model:"))], AT_ONCE)
             for name in names:
@@ -320,12 +326,20 @@ def _model(recipe: str) -> Iterator[Row]:
     yield from (guarded(name, run) for name, run in agreement(recipe))
 
 
+def _prepared(turn: Path, decoder: str) -> Path:
+    """A file that is there once a decoder waits for its turn, or has ended."""
+    return turn.with_name(decoder.replace(":", "-"))
+
+
 def _decode(which: str) -> Iterator[Row]:
     from tests.kernels.gpu.models import decoding
 
     def ready() -> None:
         turn = Path(os.environ[TURN])
-        while not turn.exists():
+        _prepared(turn, f"decode:{which}").touch()
+        # what prepares beside it would slow down Python, which asks for each token
+        wanted = [turn, *(_prepared(turn, f"decode:{name}") for name in DECODERS)]
+        while not all(path.exists() for path in wanted):
             time.sleep(0.1)
         # one after another
         mine = turn.with_name("busy").open("w")

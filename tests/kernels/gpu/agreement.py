@@ -17,6 +17,8 @@ from qpass.runtime.gpu import Call
 # of float32 sums in another order, relative to the largest value of a row; the tensor cores' three
 # products stand for float32 to about as much
 SUMS = 2.0**-20
+# the order of a factor up to which that holds
+LONG = 64
 # two numbers that are close may round to neighbours: a whole unit in the last place
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
@@ -49,13 +51,19 @@ def _rows(got: Tensor, want: Tensor, bound: float) -> str | None:
     )
 
 
+def _turned(call: Call) -> float:
+    """The bound of a transform's sums, which grow with the order of its factor."""
+    factor = call["factor"]
+    return SUMS if factor is None else SUMS * max(1.0, len(factor) / LONG)
+
+
 def _hadamard(call: Call, got: Tensor, want: Tensor) -> str | None:
-    return _rows(got, want, SUMS + ROUNDING[want.dtype])
+    return _rows(got, want, _turned(call) + ROUNDING[want.dtype])
 
 
 def _quantize_rows(call: Call, got: Any, want: Any) -> str | None:
     (codes, scales), (codes_wanted, scales_wanted) = got, want
-    if why := _same_kind(codes, codes_wanted) or _rows(scales, scales_wanted, SUMS):
+    if why := _same_kind(codes, codes_wanted) or _rows(scales, scales_wanted, _turned(call)):
         return why
     off = (codes.int() - codes_wanted.int()).abs()
     if call["factor"] is None:
