@@ -12,7 +12,7 @@ from statistics import median
 from qpass.report.table import Table
 from tests.accuracy import images, language, sentences, speech
 from tests.accuracy.grid import METHODS, SETTINGS, recipe
-from tests.accuracy.task import Measured, Task
+from tests.accuracy.task import JUDGED, Measured, Task
 from tests.results import ROOT, Results
 
 STORE = ROOT / ".data" / "accuracy.jsonl"
@@ -92,14 +92,22 @@ def _rows(given: argparse.Namespace) -> Iterator[Row]:
 
 
 def _table(model: str, rows: list[Row], known: dict[str, Measured]) -> Table:
-    """Medians over the seeds, and the spread of the first number between them."""
+    """Medians over the seeds, and the spread of the first number between them.
+
+    The last line of a setting is the method that other samples of the calibration data preferred.
+    """
     found: dict[tuple[str, str], list[Measured]] = {}
     for row in rows:
         if row.name in known:
             found.setdefault((row.setting, row.method), []).append(known[row.name])
     names = list(next(iter(found.values()))[0].values) if found else []
     lines: list[tuple[object, ...]] = []
-    for (setting, method), of in found.items():
+    for setting in dict.fromkeys(setting for setting, _ in found):
+        methods = [method for of, method in found if of == setting]
+        best = min(methods, key=lambda m: median(x.values[JUDGED] for x in found[setting, m]))
+        found[setting, f"best: {best}"] = found[setting, best]
+    order = list(dict.fromkeys(setting for setting, _ in found))
+    for (setting, method), of in sorted(found.items(), key=lambda item: order.index(item[0][0])):
         first = sorted(m.values[names[0]] for m in of)
         medians = (median(m.values[name] for m in of) for name in names)
         lines.append(

@@ -20,7 +20,8 @@ def _preset(name: str) -> tuple[QuantSpec, QuantSpec | None]:
     return found.weight, found.activation
 
 
-# weights, and what is read: one scale for a row where no group is named
+# weights, and what is read: one scale for a row where no group is named; keys and values stay
+# float, so that W4A4 is W4A4KV16
 SETTINGS: dict[str, tuple[QuantSpec, QuantSpec | None]] = {
     "W8A8": (QuantSpec("int8"), PER_TOKEN[8]),
     "W4A8": (QuantSpec("int4"), PER_TOKEN[8]),
@@ -45,8 +46,12 @@ class Method:
 METHODS = {
     "nearest": Method({"rotation": "off", "rounding": "nearest"}),
     "rounding": Method({"rotation": "off", "rounding": "auto"}),
+    "rounding, blocks": Method({"rotation": "off", "rounding": "auto", "refine": "blocks"}),
     "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, seeded=True),
     "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, seeded=True),
+    "rotated, rounding, blocks": Method(
+        {"rotation": "on", "rounding": "auto", "refine": "blocks"}, seeded=True
+    ),
     "learned, rounding": Method(
         {"rotation": "on", "rounding": "auto", "transform": "learned"}, seeded=True
     ),
@@ -56,7 +61,7 @@ METHODS = {
 }
 
 # of models that are no language models
-OF_OTHERS = ("nearest", "rounding", "rotated, rounding")
+OF_OTHERS = ("nearest", "rounding", "rounding, blocks", "rotated, rounding")
 
 
 def recipe(setting: str, method: str, seed: int) -> Recipe:

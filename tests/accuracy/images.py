@@ -82,6 +82,12 @@ def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, 
     return values, len(answers)
 
 
+def judged(model: nn.Module, reference: nn.Module) -> float:
+    # before those that are calibrated on
+    pixels = _stored("train")[0][-4 * TASK.amount :][: 2 * TOGETHER]
+    return 1 - float((_features(model, pixels) * _features(reference, pixels)).sum(-1).mean())
+
+
 def _right(known_md: Tensor, classes: Tensor, asked_nd: Tensor, answers: Tensor) -> float:
     """How often the commonest class of the nearest neighbours is the answer."""
     near = (asked_nd @ known_md.mT).topk(NEIGHBOURS).indices
@@ -93,6 +99,7 @@ TASK = Task(
     calibration=calibration,
     sample=lambda: calibration(TOGETHER)[0],
     lost=lost,
+    judged=judged,
     amount=128,
     every=2,
     seeds=1,

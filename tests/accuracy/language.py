@@ -35,6 +35,20 @@ def calibration(count: int) -> tuple[Tensor, ...]:
     return every[at].split(4)
 
 
+@functools.cache
+def held(count: int = 6) -> tuple[Tensor, ...]:
+    """Windows of the calibration text between those that are calibrated on."""
+    ids = token_ids(MODEL, (TEXTS / "sotu_calibration.txt").read_text(encoding="utf-8"))
+    every = windows(ids, LENGTH)
+    used = torch.cat(calibration(TASK.amount))
+    free = [w for w in every if not (w == used).all(1).any()]
+    return torch.stack(free)[:: -(-len(free) // count)].split(1)
+
+
+def judged(model: nn.Module, reference: nn.Module) -> float:
+    return predictions_lost(model, reference, held())[0]["KL"]
+
+
 def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, float], int]:
     return predictions_lost(model, reference, evaluation(every))
 
@@ -44,6 +58,7 @@ TASK = Task(
     calibration=calibration,
     sample=lambda: calibration(4)[0][:1, :16],
     lost=lost,
+    judged=judged,
     amount=32,
     every=6,
     seeds=3,

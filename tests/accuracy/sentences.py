@@ -73,6 +73,13 @@ def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, 
     return values, len(found)
 
 
+def judged(model: nn.Module, reference: nn.Module) -> float:
+    found = sentences_of("calibration")
+    # between those that are calibrated on
+    batches = _batches(found[1 :: len(found) // TOGETHER][:TOGETHER])
+    return 1 - float((_embedded(model, batches) * _embedded(reference, batches)).sum(-1).mean())
+
+
 def _ranks(values: Tensor) -> Tensor:
     return values.argsort().argsort().double()
 
@@ -82,6 +89,7 @@ TASK = Task(
     calibration=calibration,
     sample=lambda: calibration(TOGETHER)[0],
     lost=lost,
+    judged=judged,
     amount=256,
     every=8,
     seeds=1,

@@ -97,10 +97,15 @@ def _batches(sentences: Sequence[str]) -> list[dict[str, Tensor]]:
 
 
 @functools.cache
-def _read_aloud(name: str, count: int) -> tuple[dict[str, Tensor], ...]:
+def _read_aloud(name: str, count: int, start: int = 0) -> tuple[dict[str, Tensor], ...]:
     """`count` sentences that take less than half a minute, spread over a text."""
     fit = [s for s in sentences_of(name) if len(s.split()) <= 40]
-    return tuple(_batches(fit[:: max(1, len(fit) // count)][:count]))
+    return tuple(_batches(fit[start :: max(1, len(fit) // count)][:count]))
+
+
+def judged(model: nn.Module, reference: nn.Module) -> float:
+    # sentences between those that are calibrated on
+    return predictions_lost(model, reference, _read_aloud("calibration", 8, 1))[0]["KL"]
 
 
 def lost(model: nn.Module, reference: nn.Module, every: int) -> tuple[dict[str, float], int]:
@@ -112,6 +117,7 @@ TASK = Task(
     calibration=lambda count: _read_aloud("calibration", count),
     sample=lambda: _read_aloud("calibration", TOGETHER)[0],
     lost=lost,
+    judged=judged,
     amount=32,
     every=4,
     seeds=1,

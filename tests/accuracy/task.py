@@ -11,6 +11,9 @@ from torch import Tensor, nn
 import qpass
 from qpass.plan import Recipe
 
+# the name of what chooses between methods
+JUDGED = "judged"
+
 Batch = Tensor | dict[str, Tensor]
 
 
@@ -28,13 +31,15 @@ class Task:
     """A real model and what it is used for.
 
     `calibration` gives batches for an amount, `lost` compares a model with its float self on every
-    n-th of the evaluation samples and says on how many it did.
+    n-th of the evaluation samples and says on how many it did; `judged` does so on samples that are
+    neither: what chooses between methods.
     """
 
     read: Callable[[], nn.Module]
     calibration: Callable[[int], Sequence[Batch]]
     sample: Callable[[], Batch]
     lost: Callable[[nn.Module, nn.Module, int], tuple[Mapping[str, float], int]]
+    judged: Callable[[nn.Module, nn.Module], float]
     amount: int  # of calibration samples
     every: int
     seeds: int
@@ -48,7 +53,8 @@ class Task:
         qpass.quantize(model, recipe, calibration=self.calibration(amount), inputs=self.sample())
         seconds = time.perf_counter() - start
         values, samples = self.lost(model, reference, every)
-        return Measured(dict(values), samples, round(seconds, 1))
+        values = {**values, JUDGED: self.judged(model, reference)}
+        return Measured(values, samples, round(seconds, 1))
 
 
 def predictions_lost(
