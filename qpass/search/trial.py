@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from qpass.analyze import Matmul, find_matmuls
 from qpass.calibrate.outputs import Outputs
@@ -152,6 +153,9 @@ def _quantize_input(
     if (matmul.value, spec) not in made:
 
         def quantized(x: Tensor) -> Tensor:
+            if isinstance(x, FakeTensor):
+                # what it reads as may rest on its values, which it has none of
+                return torch.empty_like(x)
             if x.requires_grad and torch.is_grad_enabled():
                 return fake(x, spec)
             return as_read(x, spec).to(x.dtype)

@@ -256,7 +256,7 @@ def test_norms_behind_each_half_turn_what_they_make() -> None:
 @pytest.mark.parametrize("held", [True, False])
 def test_pairs_that_no_module_can_hold_are_not_made(monkeypatch, *, held: bool) -> None:
     if not held:
-        monkeypatch.setattr(qpass.api, "holds_turns", lambda *_: False)
+        monkeypatch.setattr(qpass.bounds, "holds_turns", lambda *_: False)
     model, inputs = LAST_NORM["llama"]()
     want = output(model, inputs)
     report = qpass.rotate(model, inputs)
