@@ -73,7 +73,7 @@ def save(row: Row, settings: Settings, folder: Path) -> None:
         return
     samples = settings.samples()
     short = samples[:1, :SAMPLE]
-    batches = samples.split(4)
+    batches = samples.split(4) if row.calibrated else None
     qpass.save(qpass.quantize(model, row.wish, calibration=batches, inputs=short), folder)
 
 
