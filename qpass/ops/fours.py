@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qpass.ops.library import define, specification
+from qpass.ops.linear import WEIGHT, codes_shapes
 from qpass.ops.packing import PackedLinear
 
 
@@ -19,44 +20,8 @@ def linear_fours(
     )  # fmt: skip
 
 
-def _specification(
-    codes: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    row_scales: Tensor,
-    group_scales: Tensor | None,
-    group_offsets: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    held = (weight, row_scales, group_scales, group_offsets, bias)
-    product = specification("linear.codes")
-    return product(codes, scales, *held, bits, in_features, out_features, dtype)
-
-
-def _shapes(
-    codes: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    row_scales: Tensor,
-    group_scales: Tensor | None,
-    group_offsets: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype)
-
-
 define(
-    "linear_fours(Tensor codes, Tensor scales, Tensor weight, Tensor row_scales,"
-    " Tensor? group_scales, Tensor? group_offsets, Tensor? bias, int bits, int in_features,"
-    " int out_features, ScalarType dtype) -> Tensor",
-    _specification,
-    _shapes,
+    f"linear_fours(Tensor codes, Tensor scales, {WEIGHT}, ScalarType dtype) -> Tensor",
+    specification("linear.codes"),
+    codes_shapes,
 )

@@ -137,7 +137,7 @@ def _real(
     return y.to(x.dtype)
 
 
-def _codes_shapes(
+def codes_shapes(
     codes: Tensor,
     scales: Tensor,
     weight: Tensor,
@@ -149,11 +149,13 @@ def _codes_shapes(
     in_features: int,
     out_features: int,
     dtype: torch.dtype,
+    *_: Tensor,
 ) -> Tensor:
+    """The results of `linear.codes`, and of operators that take more behind its arguments."""
     return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype)
 
 
-def _real_shapes(
+def real_shapes(
     x: Tensor,
     weight: Tensor,
     row_scales: Tensor,
@@ -163,18 +165,20 @@ def _real_shapes(
     bits: int,
     in_features: int,
     out_features: int,
+    *_: Tensor,
 ) -> Tensor:
+    """The results of `linear.real`, and of operators that take more behind its arguments."""
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_WEIGHT = (
+WEIGHT = (
     "Tensor weight, Tensor row_scales, Tensor? group_scales, Tensor? group_offsets, Tensor? bias,"
     " int bits, int in_features, int out_features"
 )
 
 define(
-    f"linear.codes(Tensor codes, Tensor scales, {_WEIGHT}, ScalarType dtype) -> Tensor",
+    f"linear.codes(Tensor codes, Tensor scales, {WEIGHT}, ScalarType dtype) -> Tensor",
     _codes,
-    _codes_shapes,
+    codes_shapes,
 )
-define(f"linear.real(Tensor x, {_WEIGHT}) -> Tensor", _real, _real_shapes)
+define(f"linear.real(Tensor x, {WEIGHT}) -> Tensor", _real, real_shapes)

@@ -14,6 +14,7 @@ from torch import Tensor
 from qpass.errors import BadInput
 from qpass.formats import wide
 from qpass.ops.library import define, specification
+from qpass.ops.linear import WEIGHT, codes_shapes, real_shapes
 from qpass.ops.packing import PackedLinear
 
 
@@ -97,53 +98,14 @@ def _codes(
     return _added(y, low, up).to(dtype)
 
 
-def _real_shapes(
-    x: Tensor,
-    weight: Tensor,
-    row_scales: Tensor,
-    group_scales: Tensor | None,
-    group_offsets: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    in_features: int,
-    out_features: int,
-    low: Tensor,
-    up: Tensor,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], out_features))
-
-
-def _codes_shapes(
-    codes: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    row_scales: Tensor,
-    group_scales: Tensor | None,
-    group_offsets: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-    low: Tensor,
-    up: Tensor,
-) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype)
-
-
-_WEIGHT = (
-    "Tensor weight, Tensor row_scales, Tensor? group_scales, Tensor? group_offsets, Tensor? bias,"
-    " int bits, int in_features, int out_features"
-)
-
 define(
-    f"linear.real_low_rank(Tensor x, {_WEIGHT}, Tensor low, Tensor up) -> Tensor",
+    f"linear.real_low_rank(Tensor x, {WEIGHT}, Tensor low, Tensor up) -> Tensor",
     _real,
-    _real_shapes,
+    real_shapes,
 )
 define(
-    f"linear.codes_low_rank(Tensor codes, Tensor scales, {_WEIGHT}, ScalarType dtype, Tensor low,"
+    f"linear.codes_low_rank(Tensor codes, Tensor scales, {WEIGHT}, ScalarType dtype, Tensor low,"
     " Tensor up) -> Tensor",
     _codes,
-    _codes_shapes,
+    codes_shapes,
 )
