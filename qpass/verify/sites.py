@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import final
+from math import prod
+from typing import Protocol, final, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -120,11 +122,26 @@ class SiteErrors:
         return SiteError(path, (self._error[path] / self._norm[path]) ** 0.5)
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A module that knows what it saves without making it."""
+
+    def expected(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The shape and type of each tensor of its state."""
+        ...
+
+
 def state_megabytes(module: nn.Module) -> float:
     """The state of `module` in 10^6 bytes, tensors that share memory counted once."""
     seen: dict[tuple[int, int], int] = {}
-    for value in module.state_dict().values():
-        if isinstance(value, Tensor):
-            nbytes = value.numel() * value.element_size()
-            seen[value.data_ptr(), nbytes] = nbytes
-    return sum(seen.values()) / 1e6
+    total = 0
+    for part in module.modules():
+        if isinstance(part, Described):
+            total += sum(prod(shape) * dtype.itemsize for shape, dtype in part.expected().values())
+            continue
+        unsaved = part._non_persistent_buffers_set
+        buffers = [buffer for name, buffer in part._buffers.items() if name not in unsaved]
+        for value in (*part._parameters.values(), *buffers):
+            if value is not None:
+                seen[value.data_ptr(), value.nbytes] = value.nbytes
+    return (total + sum(seen.values())) / 1e6

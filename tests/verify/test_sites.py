@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qpass import quantize
+from qpass.formats import QuantSpec
 from qpass.ir import Block, ChangeBasis
 from qpass.rotations import Transform
 from qpass.verify import evaluate
 from qpass.verify.sites import POSITIONS, state_megabytes
+from tests.zoo import specimen
 
 V, N = 9, 6
 
@@ -147,3 +150,23 @@ def test_shared_weights_are_stored_once() -> None:
     assert state_megabytes(net) == pytest.approx(untied - V * N * 8 / 1e6)
     found = evaluate(net, Net(), [ids(1, 5)])
     assert (found.megabytes, found.reference_megabytes) == (state_megabytes(net), untied)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        QuantSpec("int4"),
+        QuantSpec("int3", 16),
+        QuantSpec("e2m1", 16, scale_format="e4m3", tensor_scale=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_sizes_of_quantized_models_are_those_of_what_they_save(
+    name: str, weight: QuantSpec
+) -> None:
+    case = specimen(name)
+    model = case.build(0).float()
+    quantize(model, {"weight": weight, "rounding": "nearest"}, inputs=dict(case.inputs()))
+    saved = {id(t): t.nbytes for t in model.state_dict(keep_vars=True).values()}
+    assert state_megabytes(model) == pytest.approx(sum(saved.values()) / 1e6)
