@@ -39,7 +39,7 @@ accuracy: $(QPASS_STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m tests.accuracy $(ARGS)
 
 accuracy-full: $(QPASS_STAMP) $(MODEL_STAMP)
-	$(BIN)/python -m tests.accuracy --minutes inf $(ARGS)
+	$(BIN)/python -m tests.accuracy --full --minutes inf $(ARGS)
 
 # other tools on the same tokens, each in an environment of its own (about 2 GB each)
 accuracy-peers: $(QPASS_STAMP) $(MODEL_STAMP)

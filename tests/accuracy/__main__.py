@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of calibration")
     parser.add_argument("--every", type=int, help="which samples are evaluated")
     parser.add_argument("--minutes", type=float, default=120.0, help="then no other row is begun")
+    parser.add_argument("--full", action="store_true", help="methods that take long everywhere")
     parser.add_argument("--stale", action="store_true", help="results of other code count too")
     given = parser.parse_args()
     store = Results(STORE, *sorted(Path(__file__).parent.glob("*.py")))
@@ -86,6 +87,8 @@ def _rows(given: argparse.Namespace) -> Iterator[Row]:
         amount, every = given.samples or task.amount, given.every or task.every
         for setting in given.setting or task.settings:
             for method in given.method or task.methods:
+                if not (given.method or given.full or setting in METHODS[method].settings):
+                    continue
                 seeds = (given.seeds or task.seeds) if METHODS[method].seeded else 1
                 for seed in range(seeds):
                     yield Row(model, setting, method, seed, amount, every)

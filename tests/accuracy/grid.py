@@ -37,26 +37,35 @@ SETTINGS: dict[str, tuple[QuantSpec, QuantSpec | None]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """Fields of a recipe; `seeded` methods draw something, so several seeds are measured."""
+    """Fields of a recipe; `seeded` methods draw something, so several seeds are measured.
+
+    Methods that take long are measured for `settings`, and for all others when asked.
+    """
 
     fields: dict[str, object] = field(default_factory=dict[str, object])
     seeded: bool = False
+    settings: tuple[str, ...] = tuple(SETTINGS)
 
+
+# transforms that are searched by gradients take minutes, and pay where few bits read a value
+FEW_BITS = ("W4A8", "W4A4")
 
 METHODS = {
     "nearest": Method({"rotation": "off", "rounding": "nearest"}),
     "rounding": Method({"rotation": "off", "rounding": "auto"}),
-    "rounding, blocks": Method({"rotation": "off", "rounding": "auto", "refine": "blocks"}),
-    "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, seeded=True),
-    "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, seeded=True),
+    "rounding, blocks": Method(
+        {"rotation": "off", "rounding": "auto", "refine": "blocks"}, settings=()
+    ),
+    "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, True, settings=()),
+    "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, True),
     "rotated, rounding, blocks": Method(
-        {"rotation": "on", "rounding": "auto", "refine": "blocks"}, seeded=True
+        {"rotation": "on", "rounding": "auto", "refine": "blocks"}, True, settings=()
     ),
     "learned, rounding": Method(
-        {"rotation": "on", "rounding": "auto", "transform": "learned"}, seeded=True
+        {"rotation": "on", "rounding": "auto", "transform": "learned"}, True, FEW_BITS
     ),
     "scaled and learned, rounding": Method(
-        {"rotation": "on", "rounding": "auto", "transform": "smooth+learned"}, seeded=True
+        {"rotation": "on", "rounding": "auto", "transform": "smooth+learned"}, True, settings=()
     ),
 }
 

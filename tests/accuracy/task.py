@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from torch import Tensor, nn
 
@@ -24,6 +26,28 @@ class Measured:
     values: dict[str, float]
     samples: int
     seconds: float
+
+
+class Remembered(nn.Module):
+    """A float model that answers what it was asked before: many are compared with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = (model,)  # no child: what is inside is not compared site by site
+        self._known: dict[object, object] = {}
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> object:
+        names = (*range(len(args)), *kwargs)
+        asked = zip(names, (*args, *kwargs.values()), strict=True)
+        key = tuple((name, sha256(t.contiguous().numpy().tobytes()).digest()) for name, t in asked)
+        if key not in self._known:
+            self._known[key] = self._model[0](*args, **kwargs)
+        return self._known[key]
+
+
+@functools.cache
+def _float(read: Callable[[], nn.Module]) -> nn.Module:
+    return Remembered(read().float().eval())
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,7 @@ class Task:
 
     def measured(self, recipe: Recipe, amount: int, every: int) -> Measured:
         """Quantize the model by `recipe` and compare it with the float32 one."""
-        model, reference = self.read().float().eval(), self.read().float().eval()
+        model, reference = self.read().float().eval(), _float(self.read)
         start = time.perf_counter()
         qpass.quantize(model, recipe, calibration=self.calibration(amount), inputs=self.sample())
         seconds = time.perf_counter() - start
