@@ -33,7 +33,7 @@ from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
 from qpass.quantize.linears import QuantizeLinears
 from qpass.registry import unknown
-from qpass.runtime import gpu
+from qpass.runtime import gpu, native
 from qpass.runtime.device import graph_device, this_device
 from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
@@ -78,7 +78,9 @@ class Options:
     `plan` carries out a plan instead of choosing one, `save_plan` is where to write the choices.
     `strict` refuses a graph in which something planned could not be done. `free_weights` gives
     back the memory of float weights that the compiled graphs do not need; the model then runs only
-    as compiled.
+    as compiled. `isa` names the newest CPU instruction set that the operators of the graph may use
+    (portable, avx2, vnni or amx), for comparisons: one that has no kernel of it, or none for a
+    call, uses the next lower set. What is chosen to be quantized does not depend on it.
     """
 
     recipe: RecipeLike = "auto"
@@ -86,6 +88,7 @@ class Options:
     save_plan: str | Path | None = None
     strict: bool = False
     free_weights: bool = False
+    isa: str | None = None
 
     @staticmethod
     def read(given: Mapping[str, object]) -> Options:
@@ -102,10 +105,11 @@ class Options:
         for key in ("strict", "free_weights"):
             value = getattr(self, key)
             expect(isinstance(value, bool), key, value, "true or false")
-        places = (("plan", (Plan, str, Path)), ("save_plan", (str, Path)))
-        for key, kinds in places:
+        paths = (Plan, str, Path)
+        others = (("plan", paths, "a path"), ("save_plan", paths[1:], "a path"))
+        for key, kinds, allowed in (*others, ("isa", (str,), f"one of {', '.join(native.NAMES)}")):
             value = getattr(self, key)
-            expect(value is None or isinstance(value, kinds), key, value, "a path")
+            expect(value is None or isinstance(value, kinds), key, value, allowed)
 
 
 def _mode(mode: str | None) -> dict[str, object]:
@@ -129,6 +133,9 @@ def _compile(
             f"free_weights gives back memory of the CPU, and the model is on {device}\n"
             "  compile without it, or quantize the model itself with qpass.quantize"
         )
+    isa = None if options.isa is None else native.named(options.isa)
+    if isa is not None and device.type != "cpu":
+        raise BadInput(f"isa: chooses CPU kernels, and the model is on {device}; leave it out")
     compiling = Compiling.now()
     if compiling.training(examples):
         _warn_of_training(examples)
@@ -159,7 +166,8 @@ def _compile(
         sum(not note.done for note in notes),
     )
     needing = _needing_gradients(gm) if torch.is_grad_enabled() else []
-    return without_backward(compiled, needing) if any(needing) else compiled
+    run = compiled if isa is None else native.limited(compiled, isa)
+    return without_backward(run, needing) if any(needing) else run
 
 
 def _untouched(

@@ -35,7 +35,11 @@ qpass::Weight weight(int bits, int64_t n, int64_t k, int64_t groups, int scaled,
 
 QPASS_EXPORT int qpass_newest() { return static_cast<int>(qpass::newest()); }
 
-QPASS_EXPORT void qpass_cap(int isa) { qpass::cap(static_cast<qpass::Isa>(isa)); }
+QPASS_EXPORT int qpass_cap(int isa) {
+  return static_cast<int>(qpass::cap(static_cast<qpass::Isa>(isa)));
+}
+
+QPASS_EXPORT int qpass_limit_thread(int isa) { return qpass::limit_thread(isa); }
 
 QPASS_EXPORT int qpass_built(int isa) {
   for (auto k = qpass::kernels<qpass::LinearCodes>(); *k; ++k) {

@@ -58,6 +58,8 @@ Isa detect() { return Isa::portable; }
 #endif
 
 std::atomic<int> g_cap{static_cast<int>(Isa::amx)};
+// a thread's own limit, which goes before the one for all; below 0 where it has none
+thread_local int t_limit = -1;
 
 }  // namespace
 
@@ -67,13 +69,20 @@ Isa newest() {
 }
 
 bool usable(Isa isa) {
-  const Isa limit = static_cast<Isa>(g_cap.load(std::memory_order_relaxed));
+  const int own = t_limit;
+  const Isa limit = static_cast<Isa>(own >= 0 ? own : g_cap.load(std::memory_order_relaxed));
   // emulated tiles stand on the vector instructions that real ones come with
   if (isa == Isa::amx_emulated) return limit == isa && newest() >= Isa::avx512vnni;
   return isa <= newest() && isa <= limit;
 }
 
-void cap(Isa isa) { g_cap.store(static_cast<int>(isa), std::memory_order_relaxed); }
+Isa cap(Isa isa) { return static_cast<Isa>(g_cap.exchange(static_cast<int>(isa))); }
+
+int limit_thread(int isa) {
+  const int before = t_limit;
+  t_limit = isa;
+  return before;
+}
 
 const char* isa_name(Isa isa) {
   switch (isa) {

@@ -11,15 +11,18 @@ namespace qpass {
 template <class Call>
 const Kernel<Call>* const* kernels();
 
-// whether the machine has the set, and the caller has not capped it away
+// whether the machine has the set, and neither the process nor this thread has capped it away
 bool usable(Isa isa);
 
 // the newest set of this machine; the emulated one counts as none
 Isa newest();
 
-// Use no set above `isa` from now on: for tests and for comparing kernels. The emulated set runs
-// only while it is itself the cap.
-void cap(Isa isa);
+// Use no set above `isa` from now on, in threads without a limit of their own; the cap before. The
+// emulated set runs only while it is itself the cap.
+Isa cap(Isa isa);
+
+// The same for the calls of this thread alone (below 0: no limit of its own); the limit before.
+int limit_thread(int isa);
 
 const char* isa_name(Isa isa);
 

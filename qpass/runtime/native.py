@@ -7,20 +7,23 @@ import ctypes
 import enum
 import functools
 import importlib.metadata
-from collections.abc import Generator
+import os
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 import torch
 
 import qpass._kernels
 import qpass.ops  # the operators must be defined before the library implements them
 from qpass.errors import BadInput, Unsupported
+from qpass.registry import unknown
 from qpass.runtime.kernel import Choice, Refusal
 
 FILE = "libqpass_cpu.so"
 PLAIN = "plain PyTorch"
+T = TypeVar("T")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -32,6 +35,18 @@ class Isa(enum.IntEnum):
     AVX512VNNI = 2
     AMX = 3
     AMX_EMULATED = 4
+
+
+# what users call them
+NAMES = {
+    "portable": Isa.PORTABLE,
+    "avx2": Isa.AVX2,
+    "vnni": Isa.AVX512VNNI,
+    "amx": Isa.AMX,
+    "amx_emulated": Isa.AMX_EMULATED,
+}
+# caps the whole process
+VARIABLE = "QPASS_ISA"
 
 
 @final
@@ -54,7 +69,10 @@ class Native:
 
 @functools.cache
 def load() -> Native:
-    """Load the compiled library, once; whatever it lacks runs on plain PyTorch."""
+    """Load the compiled library, once; whatever it lacks runs on plain PyTorch.
+
+    The environment may name an instruction set, above which the process then uses none.
+    """
     path = _find()
     if path is None:
         why = "the installed package has no library; install with a C++ compiler to build it"
@@ -66,7 +84,10 @@ def load() -> Native:
         return Native(path, why, None, ())
     library = ctypes.CDLL(str(path))
     built = tuple(isa for isa in Isa if library.qpass_built(int(isa)))
-    return Native(path, None, Isa(library.qpass_newest()), built)
+    found = Native(path, None, Isa(library.qpass_newest()), built)
+    if name := os.environ.get(VARIABLE):
+        library.qpass_cap(int(_named(name, found)))
+    return found
 
 
 def _find() -> Path | None:
@@ -92,11 +113,47 @@ def capped(isa: Isa) -> Generator[None]:
     AMX_EMULATED runs the AMX kernels on emulated tiles, slowly, on a machine with AVX-512 VNNI.
     """
     library = _library()
-    library.qpass_cap(int(isa))
+    before = library.qpass_cap(int(isa))
     try:
         yield
     finally:
-        library.qpass_cap(int(Isa.AMX))
+        library.qpass_cap(before)
+
+
+def named(name: str) -> Isa:
+    """The instruction set that users call `name`; refused where this machine cannot run it."""
+    return _named(name, load())
+
+
+def _named(name: str, found: Native) -> Isa:
+    if name not in NAMES:
+        raise unknown("instruction set", name, NAMES)
+    isa = NAMES[name]
+    if found.newest is None:
+        raise Unsupported(f"isa {name!r}: there are no compiled kernels: {found.why}")
+    if isa not in found.built:
+        raise Unsupported(f"isa {name!r}: the compiler that built the kernels did not know it")
+    needed = Isa.AVX512VNNI if isa is Isa.AMX_EMULATED else isa
+    if needed > found.newest:
+        runs = [text for text, each in NAMES.items() if each <= found.newest]
+        raise Unsupported(f"isa {name!r}: this machine lacks it\n  choose among {', '.join(runs)}")
+    return isa
+
+
+def limited(call: Callable[..., T], isa: Isa) -> Callable[..., T]:
+    """`call`, during which operators of the calling thread use no instruction set above `isa`."""
+    # keeps the interpreter lock, which such short functions are not worth giving up
+    limit = ctypes.PyDLL(str(load().path)).qpass_limit_thread
+    number = int(isa)
+
+    def run(*arguments: object) -> T:
+        before = limit(number)
+        try:
+            return call(*arguments)
+        finally:
+            limit(before)
+
+    return run
 
 
 def explain_linear(
