@@ -40,13 +40,32 @@ QPASS_LANES void add_line(const uint8_t* line, const int8_t* x, int64_t row_byte
   });
 }
 
+// total + a * b, rounded once, as the instructions of other sets round it. The product of a float
+// and a half is exact in double. Their sum is rounded to odd there: so much longer than a float, it
+// then rounds to the float that the exact sum rounds to.
+QPASS_LANES float fused(float a, float b, float total) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, total);
+#else
+  const double product = static_cast<double>(a) * b, sum = total + product;
+  const double back = sum - total, lost = (total - (sum - back)) + (product - back);
+  int64_t bits;
+  __builtin_memcpy(&bits, &sum, sizeof(bits));
+  // no comparison holds where the sum is not finite
+  const int64_t even = (lost > 0 || lost < 0) ? ~bits & 1 : 0;
+  bits += (lost > 0) == (sum > 0) ? even : -even;
+  double odd;
+  __builtin_memcpy(&odd, &bits, sizeof(odd));
+  return static_cast<float>(odd);
+#endif
+}
+
 template <int R, int Bits>
 void tile(const LinearCodes& c, int64_t row, int64_t block) {
   const Weight& w = c.weight;
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
   const int8_t* x = c.padded + row * w.padded_k();
-  Lanes<float> total[R];
-  repeat<R>(QPASS_STEP(auto r) { total[r] = splat(0.0f); });
+  float total[R][kRows] = {};
   for (int64_t g = 0; g < w.groups; ++g) {
     Lanes<uint32_t> sums[R];
     repeat<R>(QPASS_STEP(auto r) {
@@ -56,18 +75,21 @@ void tile(const LinearCodes& c, int64_t row, int64_t block) {
       add_line<R, Bits>(line, x, w.padded_k(), sums);
     }
     const int64_t at = (block * w.groups + g) * kRows;
-    const Lanes<float> s = w.scales ? load_halves(w.scales + at) : splat(1.0f);
-    const Lanes<float> m = w.offsets ? load_halves(w.offsets + at) : splat(0.0f);
-    repeat<R>(QPASS_STEP(auto r) {
-      add_product(total[r], to_floats(sums[r]), s);
-      if (w.offsets) add_product(total[r], m, c.sums[(row + r) * w.groups + g]);
-    });
+    float s[kRows], m[kRows];
+    store_lanes(s, w.scales ? load_halves(w.scales + at) : splat(1.0f));
+    store_lanes(m, w.offsets ? load_halves(w.offsets + at) : splat(0.0f));
+    for (int r = 0; r < R; ++r) {
+      float y[kRows];
+      store_lanes(y, to_floats(sums[r]));
+      for (int n = 0; n < kRows; ++n) total[r][n] = fused(y[n], s[n], total[r][n]);
+      if (!w.offsets) continue;
+      const float sum = c.sums[(row + r) * w.groups + g];
+      for (int n = 0; n < kRows; ++n) total[r][n] = fused(sum, m[n], total[r][n]);
+    }
   }
-  repeat<R>(QPASS_STEP(auto r) {
-    float y[kRows];
-    store_lanes(y, total[r]);
-    finish<float>(w, block, y, c.scales[row + r], c.out_type, c.out, row + r);
-  });
+  for (int r = 0; r < R; ++r) {
+    finish<float>(w, block, total[r], c.scales[row + r], c.out_type, c.out, row + r);
+  }
 }
 
 template <int Bits>
