@@ -54,6 +54,13 @@ def container_bits(spec: QuantSpec) -> int | None:
     return WIDE if whole else None
 
 
+def as_lines(spec: QuantSpec) -> bool:
+    """Whether kernels read weights of `spec` as integers of its own bits, scales included."""
+    kept = spec.scale_format == "float16" or not spec.grouped
+    whole = isinstance(spec.codes, Integers) and spec.codes.bits == container_bits(spec)
+    return whole and kept and not spec.one_factor
+
+
 def by_reference(weight: QuantSpec, activation: QuantSpec | None) -> bool:
     """Whether a product runs on operators that have no kernels."""
     if activation is not None and not integer_rows(activation):

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from qpass.errors import BadInput
 from qpass.formats import QuantSpec
 from qpass.plan.plan import read_online, transform_table
-from qpass.quantize.containers import hold
+from qpass.quantize.containers import Held, as_lines, hold
 from qpass.rotations import Kronecker, Transform
 from qpass.targets.channels import TurnedChannels, show_settings
 from qpass.targets.holding import Holding, holdings, let_hold
 from qpass.targets.layers import QuantizedLinear, RotatedLinear, integers
 from qpass.targets.numbers import NUMBERS, by_name, numbers_of
 from qpass.targets.tables import QuantizedEmbedding
-from qpass.targets.tensors import Shapes, from_tensors, shapes
+from qpass.targets.tensors import LINES, Shapes, from_lines, from_tensors, line_shapes, shapes
 from qpass.targets.turned import Turned
 
 # layers that hold another module
@@ -51,7 +51,8 @@ class Form:
     that of the weight where the fields before do not say it; `activation` that of rows which do not
     become integers. A module that holds a transform has it in front of its weight `name`, whose
     `axis` it turned; in front of a convolution that axis is that of the channels it reads, `rows`
-    in all and `columns` to a group.
+    in all and `columns` to a group. `layout` is how the codes of a linear layer lie: in lines, or
+    (None) row by row.
     """
 
     path: str
@@ -72,12 +73,18 @@ class Form:
     activation: QuantSpec | None = None
     name: str | None = None
     axis: int | None = None
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "rotated", "embedding", "held", *_AROUND):
             raise BadInput(f"{self.path}: no layer of kind {self.kind!r}; update qpass to read it")
         for name in filter(None, (self.dtype, self.bias)):
             float_type(name)
+        if self.layout is not None and (self.layout != LINES or not as_lines(self.weight)):
+            raise BadInput(
+                f"{self.path}: no {self.weight.format} codes lie in {self.layout!r}; "
+                "update qpass to read it"
+            )
 
     def tensors(self) -> Shapes:
         """The shape and type of each tensor that the checkpoint has for the layer."""
@@ -90,7 +97,8 @@ class Form:
         bias: Shapes = {} if self.bias is None else {"bias": ((n,), _DTYPES[self.bias])}
         if self.kind == "rotated":
             return {"rotated": ((n, k), _DTYPES[self.dtype]), **bias}
-        return {**shapes(self.weight, n, k), **numbers_of(self.transform), **bias}
+        weight = shapes if self.layout is None else line_shapes
+        return {**weight(self.weight, n, k), **numbers_of(self.transform), **bias}
 
     @property
     def weight(self) -> QuantSpec:
@@ -106,7 +114,7 @@ class Form:
             found[name] = None if spec is None else spec.table()
         for name, transform in (("transform", self.transform), ("after", self.after)):
             found[name] = None if transform is None else transform_table(transform)
-        for name in ("after", "spec", "activation", "name", "axis"):
+        for name in ("after", "spec", "activation", "name", "axis", "layout"):
             if found[name] is None:
                 # checkpoints without such layers are written as they were before there were any
                 del found[name]
@@ -203,8 +211,12 @@ class Blank(nn.Module):
         transform = form.transform
         if isinstance(transform, Kronecker):
             transform = transform.filled(held[NUMBERS])
+        if form.layout is None:
+            weight: Held = hold(from_tensors(form.weight, form.columns, held))
+        else:
+            weight = from_lines(form.weight, form.rows, form.columns, held)
         return QuantizedLinear(
-            hold(from_tensors(form.weight, form.columns, held)),
+            weight,
             held.get("bias"),
             dtype=dtype,
             activation_bits=form.activation_bits,
@@ -225,11 +237,9 @@ class BlankTurned(nn.Module):
         self.inner = inner
         show_settings(self, inner)
 
-    # models that initialise what a checkpoint lacks look for these in their parts
-
     @property
     def weight(self) -> object:
-        """That of the module, and so is the next."""
+        """That of the module, and so is the next: models look for both in their parts."""
         return getattr(self.inner, "weight", None)
 
     @property
@@ -321,6 +331,7 @@ def _form(path: str, module: nn.Module) -> Form | None:
             transform=None if module.online is None else module.online.transform,
             transposed=module.transposed,
             activation=module.activation,
+            layout=LINES if as_lines(spec) else None,
         )
         plain = integers(module.bits, form.groups, form.columns, offsets=form.offsets)
         return form if spec == plain else dataclasses.replace(form, spec=spec)

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from qpass.errors import BadInput
 from qpass.runtime import gpu, native
-from qpass.targets.tensors import Shapes
+from qpass.targets.tensors import LINES, Shapes
 
-# whether state dicts are asked what tensors are like, and not for their values
+# whether state dicts are asked what the tensors of a file are like, and not for values
 _DESCRIBED = ContextVar("described", default=False)
 
 
 @contextmanager
 def described() -> Generator[None]:
-    """While open, state dicts have empty tensors on the meta device for those that are made."""
+    """While open, state dicts name what a file stores, on the meta device where it is made."""
     token = _DESCRIBED.set(True)
     try:
         yield
@@ -30,13 +30,13 @@ def described() -> Generator[None]:
 
 
 def made_with(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensor of a state dict that is only described, with those that its module makes too."""
+    """The tensor of a file that is only described, with those that its module makes too."""
     path = name.rpartition(".")[0]
     module = model.get_submodule(path)
     if not isinstance(module, Quantized):
         raise BadInput(f"{name}: is on the meta device and holds no values; load the model first")
     prefix = f"{path}." if path else ""
-    return {prefix + own: tensor for own, tensor in module.canonical().items()}
+    return {prefix + own: tensor for own, tensor in module.stored().items()}
 
 
 class Fixed(nn.Module):
@@ -59,7 +59,7 @@ class Fixed(nn.Module):
 
 
 class Quantized(Fixed, abc.ABC):
-    """Integers and scales: packed in memory, in the form of checkpoints in the state dict."""
+    """Integers and scales: packed in memory and in files, row by row in the state dict."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Quantized(Fixed, abc.ABC):
 
     @abc.abstractmethod
     def canonical(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, by name."""
+        """The tensors of the state dict, by name: copies of the layer's, or its own."""
 
     @abc.abstractmethod
     def expected(self) -> Shapes:
@@ -77,7 +77,15 @@ class Quantized(Fixed, abc.ABC):
 
     @abc.abstractmethod
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy canonical tensors of the expected shapes and types."""
+        """Copy canonical or stored tensors of the expected shapes and types."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of a file, by name."""
+        return self.canonical()
+
+    def stored_shapes(self) -> Shapes:
+        """The shape and type of each stored tensor."""
+        return self.expected()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -90,7 +98,8 @@ class Quantized(Fixed, abc.ABC):
     ) -> None:
         if _DESCRIBED.get():
             made = {
-                n: torch.empty(s, dtype=d, device="meta") for n, (s, d) in self.expected().items()
+                n: torch.empty(s, dtype=d, device="meta")
+                for n, (s, d) in self.stored_shapes().items()
             }
         else:
             made = self.canonical()
@@ -107,7 +116,8 @@ class Quantized(Fixed, abc.ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        expected = {prefix + name: found for name, found in self.expected().items()}
+        shapes = self.stored_shapes() if prefix + LINES in state_dict else self.expected()
+        expected = {prefix + name: found for name, found in shapes.items()}
         missing = [key for key in expected if key not in state_dict]
         missing_keys += missing
         if strict:

@@ -30,13 +30,14 @@ from qpass.ops import (
 from qpass.ops.bits import from_bits
 from qpass.ops.packing import unpack, untile
 from qpass.ops.quantize import has_offsets
-from qpass.quantize.containers import Held, hold, in_blocks, release
+from qpass.quantize.containers import Held, as_lines, hold, in_blocks, release
 from qpass.rotations import Kronecker, Transform
+from qpass.targets import tensors as layouts
 from qpass.targets.backward import refusing_backward
 from qpass.targets.crossing import gated
 from qpass.targets.fixed import Fixed, Quantized
 from qpass.targets.numbers import NUMBERS, numbers_of
-from qpass.targets.tensors import Shapes, from_tensors, shapes, to_tensors
+from qpass.targets.tensors import LINES, Shapes, from_tensors, shapes, to_tensors
 
 # kinds of devices: what multiplies 4-bit floats as they are, and what reads them as integers
 GPU, HOST = "cuda", "cpu"
@@ -285,21 +286,46 @@ class QuantizedLinear(Quantized):
         return linear_real(y, held, self.bias).to(x.dtype)
 
     def canonical(self) -> dict[str, Tensor]:
-        found = to_tensors(release(self.packed, self.spec))
-        if (transform := self._numbered) is not None:
-            found[NUMBERS] = transform.given()
-        return found if self.bias is None else {**found, "bias": self.bias}
+        return {**to_tensors(release(self.packed, self.spec)), **self._beside()}
 
     def expected(self) -> Shapes:
-        n = self.out_features
-        found = {**shapes(self.spec, n, self.in_features), **numbers_of(self._numbered)}
+        return self._with_others(shapes(self.spec, self.out_features, self.in_features))
+
+    def stored(self) -> dict[str, Tensor]:
+        if not as_lines(self.spec):
+            return self.canonical()
+        held = self.packed
+        assert isinstance(held, PackedLinear)
+        return {**layouts.to_lines(held), **self._beside()}
+
+    def stored_shapes(self) -> Shapes:
+        if not as_lines(self.spec):
+            return self.expected()
+        return self._with_others(
+            layouts.line_shapes(self.spec, self.out_features, self.in_features)
+        )
+
+    def _beside(self) -> dict[str, Tensor]:
+        """What a checkpoint has beside the weight."""
+        transform = self._numbered
+        found = {} if transform is None else {NUMBERS: transform.given()}
+        return found if self.bias is None else {**found, "bias": self.bias}
+
+    def _with_others(self, weight: Shapes) -> Shapes:
+        found, n = {**weight, **numbers_of(self._numbered)}, self.out_features
         return found if self.bias is None else {**found, "bias": ((n,), self.bias.dtype)}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
         if (transform := self._numbered) is not None:
             # those of another transform are refused
             transform.filled(tensors[NUMBERS])
-        self._hold(hold(from_tensors(self.spec, self.in_features, tensors)), tensors.get("bias"))
+        n, k = self.out_features, self.in_features
+        if LINES in tensors:
+            copied = {name: tensor.clone() for name, tensor in tensors.items()}
+            held: Held = layouts.from_lines(self.spec, n, k, copied)
+        else:
+            held = hold(from_tensors(self.spec, k, tensors))
+        self._hold(held, tensors.get("bias"))
 
     @property
     def _numbered(self) -> Kronecker | None:

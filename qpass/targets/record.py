@@ -11,7 +11,8 @@ from qpass.errors import StateError
 from qpass.plan import Plan
 from qpass.targets.changes import Door
 
-FORMAT_VERSION = 1
+# 1: codes row by row; 2: those that kernels read as they are, in lines
+FORMAT_VERSION = 2
 # an entry of the module's own dict: copied and pickled with it, no parameter and no submodule
 _KEY = "_qpass_record"
 

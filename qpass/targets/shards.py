@@ -1,4 +1,8 @@
-"""How tensors become safetensors files: one after the other, so that few exist at the same time."""
+"""How tensors become safetensors files: one after the other, so that few exist at the same time.
+
+Packed weights, which kernels read where the file is mapped, come first in a file and begin at
+multiples of their lines. Its metadata then says how their codes lie, for whoever reads them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import BadInput
+from qpass.ops.packing import LINE
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,6 +41,13 @@ TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+# of tensors that are called lines
+DRAWING = (
+    "codes of a weight, uint8 [blocks of 16 rows, lines, 64]; each group of columns is padded to "
+    "whole lines. 8 bit: byte 4n+j of a line is row n, column j of 4, plus 128. 4 bit: byte 4n+j "
+    "is row n, column j of 8 in the low half and j+4 in the high half, plus 8 where there are no "
+    "offsets. Scales and offsets of groups are float16 [blocks, groups, 16]"
+)
 _RANK = {dtype: rank for rank, dtype in enumerate(TYPES)}
 
 # the tensor of a name, and those that come of the same work, by theirs
@@ -71,9 +83,11 @@ def write_shards(where: Path, tensors: Mapping[str, Tensor], shard_bytes: int, m
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], make: Make) -> None:
-    # every tensor is aligned where the wider types come first
-    ordered = sorted(names, key=lambda name: (_rank(name, tensors[name]), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    # every tensor is aligned where lines come first, and then the wider types
+    lines = {name for name in names if _in_lines(tensors[name])}
+    ordered = sorted(names, key=lambda n: (n not in lines, _rank(n, tensors[n]), n))
+    metadata = {"format": "pt", "lines": DRAWING} if lines else {"format": "pt"}
+    header: dict[str, object] = {"__metadata__": metadata}
     starts: dict[str, int] = {}
     end = 0
     for name in ordered:
@@ -85,7 +99,7 @@ def _write(file: Path, tensors: Mapping[str, Tensor], names: Sequence[str], make
             "data_offsets": [starts[name], end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNED)
+    text += b" " * (-(ALIGNED + len(text)) % (LINE if lines else ALIGNED))
     first = ALIGNED + len(text)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
@@ -104,6 +118,11 @@ def _put(out: BinaryIO, at: int, tensor: Tensor, like: Tensor) -> None:
         plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         out.seek(at)
         out.write(plain.numpy().data)
+
+
+def _in_lines(tensor: Tensor) -> bool:
+    """Whether this may be a packed weight; whole lines of it keep what comes next aligned."""
+    return tensor.dtype is torch.uint8 and tensor.dim() == 3 and tensor.shape[2] == LINE
 
 
 def _rank(name: str, tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ from qpass.targets.tensors import Shapes
 
 @final
 class QuantizedEmbedding(Quantized):
-    """Rows `codes[i] * scales[i]` of a table of int8 codes `[V, D]`."""
+    """Rows `codes[i] * scales[i]` of a table of int8 codes `[V, D]`, which it keeps as they are."""
 
     codes: Tensor
     scales: Tensor
@@ -35,7 +35,8 @@ class QuantizedEmbedding(Quantized):
         self.num_embeddings, self.embedding_dim = codes.shape
         # the row of a padding index is a row like any other; only its gradient would differ
         self.padding_idx = padding_idx
-        self.adopt({"codes": codes, "row_scales": scales})
+        self.register_buffer("codes", codes.contiguous(), persistent=False)
+        self.register_buffer("scales", scales.contiguous(), persistent=False)
 
     @property
     def weight(self) -> Tensor:

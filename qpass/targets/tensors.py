@@ -1,4 +1,8 @@
-"""Which tensors of a checkpoint are a quantized weight, and what they look like."""
+"""Which tensors of a checkpoint are a quantized weight, and what they look like.
+
+Codes row by row serve every format. Weights that kernels read as integers of their own bits are
+stored as they are in memory, in lines (`qpass/ops/packing.py`): loading one maps it from the file.
+"""
 
 # N rows, K columns, G groups of a row
 
@@ -10,9 +14,12 @@ import torch
 from torch import Tensor
 
 from qpass.formats import QuantizedTensor, QuantSpec
-from qpass.ops import from_bits, row_bytes, to_bits
+from qpass.ops import PackedLinear, from_bits, row_bytes, to_bits
+from qpass.ops.packing import LINE, ROWS, columns_per_line, group_width
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+# what the codes of a weight in lines are called
+LINES = "lines"
 
 
 def shapes(spec: QuantSpec, n: int, k: int) -> Shapes:
@@ -62,3 +69,32 @@ def from_tensors(spec: QuantSpec, k: int, tensors: Mapping[str, Tensor]) -> Quan
     if scales is not None and scales.dtype is torch.uint8:
         scales = scales.view(spec.scale_dtype)
     return QuantizedTensor(spec, codes, rows, scales, offsets)
+
+
+def line_shapes(spec: QuantSpec, n: int, k: int) -> Shapes:
+    """The shape and type of each tensor of a weight `[n, k]` in lines."""
+    blocks, groups = -(-n // ROWS), spec.groups(k) if spec.grouped else 1
+    lines = groups * -(-group_width(k, groups) // columns_per_line(spec.codes.bits))
+    found: Shapes = {
+        LINES: ((blocks, lines, LINE), torch.uint8),
+        "row_scales": ((n,), torch.float32),
+    }
+    if spec.grouped:
+        found["group_scales"] = ((blocks, groups, ROWS), torch.float16)
+        if not spec.symmetric:
+            found["group_offsets"] = found["group_scales"]
+    return found
+
+
+def to_lines(weight: PackedLinear) -> dict[str, Tensor]:
+    """The tensors of a weight in lines, by name: those that it has."""
+    found = {LINES: weight.weight, "row_scales": weight.row_scales}
+    groups = {"group_scales": weight.group_scales, "group_offsets": weight.group_offsets}
+    return {**found, **{name: values for name, values in groups.items() if values is not None}}
+
+
+def from_lines(spec: QuantSpec, n: int, k: int, tensors: Mapping[str, Tensor]) -> PackedLinear:
+    """The weight `[n, k]` that has these very tensors, of the shapes and types of its spec."""
+    scales, offsets = tensors.get("group_scales"), tensors.get("group_offsets")
+    parts = (tensors[LINES], tensors["row_scales"], scales, offsets)
+    return PackedLinear(*parts, spec.codes.bits, k, n)

@@ -150,7 +150,7 @@ def test_shards_hold_the_same_tensors(plain, monkeypatch, tmp_path) -> None:
         (lambda where: (where / "config.json").write_text("{}"), "not saved by qpass"),
         (lambda where: (where / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda where: truncate(where / "model.safetensors"), "damaged"),
-        (lambda where: edit(where, format_version=2), "update qpass"),
+        (lambda where: edit(where, format_version=3), "update qpass"),
         (lambda where: edit(where, format_version="1"), "format_version"),
         (lambda where: edit(where, layers=[]), "does not fit"),
         (lambda where: edit(where, layers=[{"path": "head"}]), "not understood"),

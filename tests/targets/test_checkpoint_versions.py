@@ -1,4 +1,4 @@
-"""Is a checkpoint of version 1, made long ago, still read as it was meant?"""
+"""Is a checkpoint of every version so far, made long ago, still read as it was meant?"""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torch import nn
 import qpass
 from qpass.errors import BadInput, StateError
 from qpass.targets.layers import QuantizedLinear
-from qpass.targets.record import record_of
-from tests.data.make_checkpoint_v1 import MODEL, OUTPUTS, WHERE, outputs
+from qpass.targets.record import FORMAT_VERSION, record_of
+from tests.data.make_checkpoint import outputs, where
 
 # another machine sums in another order, and a code on an edge may fall to the other side
 NEAR = 2e-3
+VERSIONS = range(1, FORMAT_VERSION + 1)
+MODEL = where(FORMAT_VERSION) / "model"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("through", [qpass.load, hf.AutoModelForCausalLM.from_pretrained])
-def test_it_gives_what_it_gave(through) -> None:
-    model: nn.Module = through(MODEL)
+def test_it_gives_what_it_gave(through, version: int) -> None:
+    model: nn.Module = through(where(version) / "model")
     assert not model.training
-    known = load_file(OUTPUTS)
+    known = load_file(where(version) / "outputs.safetensors")
     got = outputs(model, known.pop("input_ids"))
     assert got.keys() == known.keys()
     for name, want in known.items():
@@ -35,10 +38,11 @@ def test_it_gives_what_it_gave(through) -> None:
     assert any(layer.online is not None for layer in layers)
 
 
-def test_it_is_a_changed_model() -> None:
-    model = qpass.load(MODEL)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_is_a_changed_model(version: int) -> None:
+    model = qpass.load(where(version) / "model")
     record = record_of(model)
-    assert record.format_version == 1
+    assert record.format_version == FORMAT_VERSION
     assert record.quantized
     assert record.untied
     assert record.plans[0].rotated
@@ -48,7 +52,7 @@ def test_it_is_a_changed_model() -> None:
 
 
 def test_it_is_written_again_byte_for_byte(tmp_path) -> None:
-    """Until the format changes: then this goes, and a fixture of the new version comes."""
+    """The newest, until the format changes: then a fixture of the new version comes."""
     qpass.save(qpass.load(MODEL), tmp_path / "again")
     old, new = (MODEL / "model.safetensors", tmp_path / "again" / "model.safetensors")
     assert old.read_bytes() == new.read_bytes()
@@ -61,7 +65,19 @@ def test_it_is_written_again_byte_for_byte(tmp_path) -> None:
     assert sections[0] == sections[1]
 
 
-@pytest.mark.parametrize("version", [2, 17])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_is_written_as_the_newest_version(version: int, tmp_path) -> None:
+    model = qpass.load(where(version) / "model")
+    qpass.save(model, tmp_path / "again")
+    section = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert section["format_version"] == FORMAT_VERSION
+    again = qpass.load(tmp_path / "again").state_dict()
+    state = model.state_dict()
+    assert state.keys() == again.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 17])
 def test_newer_formats_are_refused(version: int, tmp_path) -> None:
     shutil.copytree(MODEL, tmp_path / "newer")
     path = tmp_path / "newer" / "config.json"
@@ -74,5 +90,7 @@ def test_newer_formats_are_refused(version: int, tmp_path) -> None:
         hf.AutoModelForCausalLM.from_pretrained(path.parent)
 
 
-def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in WHERE.rglob("*") if path.is_file()) < 200_000
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_is_small(version: int) -> None:
+    files = [path for path in where(version).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 200_000

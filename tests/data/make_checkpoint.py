@@ -1,10 +1,10 @@
-"""Make `tests/data/checkpoint_v1`: version 1 of the format, kept for later versions to read.
+"""Make `tests/data/checkpoint_v<n>`: this version of the format, kept for later ones to read.
 
-    python -m tests.data.make_checkpoint_v1
+    python -m tests.data.make_checkpoint
 
 A tiny tied language model of transformers, rotated with transforms that run with it and quantized
-to 4-bit weights, beside the tokens it was run on and what it returned. It was made once and stays:
-later versions must go on reading it.
+to 4-bit weights, beside the tokens it was run on and what it returned. It is made once for each
+version and stays: later versions must go on reading it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 import qpass
 from qpass.plan import Recipe
+from qpass.targets.record import FORMAT_VERSION
 from tests.zoo import tiny, tokens
 
-WHERE = Path(__file__).parent / "checkpoint_v1"
-MODEL = WHERE / "model"
-OUTPUTS = WHERE / "outputs.safetensors"
+
+def where(version: int) -> Path:
+    """The directory of a version."""
+    return Path(__file__).parent / f"checkpoint_v{version}"
 
 
 def build() -> nn.Module:
@@ -55,15 +57,16 @@ def outputs(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 def main() -> None:
     """Write the directory anew."""
-    if WHERE.exists():
-        shutil.rmtree(WHERE)
-    WHERE.mkdir()
+    folder = where(FORMAT_VERSION)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
     model, ids = build(), tokens()
     recipe = Recipe.read({"recipe": "w4a8", "rotation": "on"})
     qpass.quantize(model, recipe, inputs={"input_ids": ids})
-    qpass.save(model, MODEL)
+    qpass.save(model, folder / "model")
     made = {name: value.clone() for name, value in outputs(model, ids).items()}
-    save_file({"input_ids": ids, **made}, OUTPUTS, {"format": "pt"})
+    save_file({"input_ids": ids, **made}, folder / "outputs.safetensors", {"format": "pt"})
 
 
 if __name__ == "__main__":
