@@ -126,6 +126,14 @@ struct Attention {
   int64_t rows() const { return t * n; }
 };
 
+// What no linear layer can be faster than: products of registers, or bytes that are read. A row of
+// a part is a step of kStepProducts products of two bytes, or a line where there are lines.
+struct Limits {
+  const uint8_t* lines;  // 64-byte aligned, or null for products
+  uint32_t* seen;        // whatever came out, so that no compiler leaves the work away
+};
+constexpr int64_t kStepProducts = 1 << 16;
+
 // the part of a call that one thread does: rows of activations and blocks of 16 outputs
 // (of attention: rows of a head of keys, and ranges of keys, those of one head after another)
 struct Part {

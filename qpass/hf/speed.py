@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
 from qpass.errors import BadInput
+from qpass.runtime.products import Product, measure_products
+from qpass.runtime.roofline import Limits
 
 
 @final
@@ -65,6 +67,16 @@ def measure(
                 runs[name].append(_run(model, rooms[name], prompt, new_tokens))
     progress("compile and time", total, total)
     return {name: _median(taken[1:], prompt.shape[1]) for name, taken in runs.items()}
+
+
+def products(
+    model: PreTrainedModel, length: int, limits: Limits, *, seconds: float
+) -> tuple[Product, ...]:
+    """What an eager model multiplies to read `length` tokens and score the last, and how fast."""
+    ids = random_prompt([model], length)
+    return measure_products(
+        lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1), limits, seconds=seconds
+    )
 
 
 def causal(name: str, model: nn.Module) -> PreTrainedModel:

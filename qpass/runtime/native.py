@@ -156,6 +156,31 @@ def limited(call: Callable[..., T], isa: Isa) -> Callable[..., T]:
     return run
 
 
+def run_limits(lines: torch.Tensor | None, steps: int, rounds: int = 1) -> None:
+    """Read `steps` lines of 64 bytes of `lines`, or multiply so many steps on each thread.
+
+    All of it `rounds` times, on torch's threads, as fast as the instruction set can.
+    """
+    if lines is not None and (lines.data_ptr() % 64 or lines.nbytes < 64 * steps):
+        raise BadInput(f"{steps} lines: their memory is not aligned to 64 bytes, or too short")
+    function = _library().qpass_limits
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    function.restype = ctypes.c_uint32
+    function(None if lines is None else lines.data_ptr(), steps, rounds)
+
+
+def limit_products() -> int:
+    """How many products of bytes a step of `run_limits` does."""
+    return int(_library().qpass_limit_products())
+
+
+def limit_kernel() -> str:
+    """Which kernel multiplies in `run_limits`."""
+    function = _library().qpass_limit_kernel
+    function.restype = ctypes.c_char_p
+    return function(0).decode()
+
+
 def explain_linear(
     rows: int,
     packed: qpass.ops.PackedLinear,

@@ -10,7 +10,10 @@ import torch
 from qpass.cli.main import run
 from tests.zoo import specimen
 
-QUICK = ("--eager", "--prompt", "5", "--tokens", "2", "--repetitions", "1")
+QUICK = (
+    *("--eager", "--prompt", "5", "--tokens", "2", "--repetitions", "1"),
+    *("--seconds", "0.001", "--largest", "1"),
+)
 
 
 def save(name: str, folder: Path) -> str:
@@ -26,6 +29,30 @@ def test_two_models_side_by_side(tmp_path: Path, capsys) -> None:
     assert all(found["prefill"] > 0 and found["decode"] > 0 for found in speed.values())
     assert run(["bench", one, *QUICK]) == 0
     assert "decode tokens/s" in capsys.readouterr().out
+
+
+def test_the_machine_alone(capsys) -> None:
+    assert run(["bench", *QUICK, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"threads", "torch", "machine"}
+    assert found["machine"]["limits"][-1]["threads"] == found["threads"]
+    assert run(["bench", *QUICK]) == 0
+    assert "float32, Tops/s" in capsys.readouterr().out
+
+
+def test_products_of_a_prompt_and_of_a_token(tmp_path: Path, capsys) -> None:
+    one = save("llama", tmp_path)
+    assert run(["bench", one, *QUICK, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    products = found["products"][one]
+    assert products.keys() == {"1", "5"}
+    for length, several in products.items():
+        assert {p["tokens"] for p in several} <= {1, int(length)}
+        assert all(p["microseconds"] > 0 and p["fraction"] > 0 for p in several)
+    assert found["allowed"][one]["decode"] > 0
+    assert found["allowed"][one]["prefill"] > found["allowed"][one]["decode"]
+    assert run(["bench", one, *QUICK]) == 0
+    assert "of the limit" in capsys.readouterr().out
 
 
 def test_a_model_that_writes_no_tokens_is_refused(tmp_path: Path, capsys) -> None:
