@@ -28,6 +28,7 @@ lint: $(QPASS_STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(if $(NATIVE),$(BIN)/clang-format --dry-run -Werror $(NATIVE))
 
+# kernels beside torch; with ARGS=--table beside what the machine can do, into kernels/cpu/README.md
 bench: $(QPASS_STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
 

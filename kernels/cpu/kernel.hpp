@@ -127,8 +127,11 @@ struct Attention {
 };
 
 // What no linear layer can be faster than: products of registers, or bytes that are read. A row of
-// a part is a step of kStepProducts products of two bytes, or a line where there are lines.
+// a part is a step of kStepProducts products of two numbers, or a line where there are lines. A set
+// without products of bfloat16 multiplies float32 for them.
+enum class Number : int { int8, float32, bfloat16 };
 struct Limits {
+  Number number;
   const uint8_t* lines;  // 64-byte aligned, or null for products
   uint32_t* seen;        // whatever came out, so that no compiler leaves the work away
 };

@@ -1,15 +1,19 @@
-// Products of whole tiles of bytes, four tiles of sums in turn.
+// Products of whole tiles of bytes or of bfloat16, four tiles of sums in turn.
 #include "amx.hpp"
 #include "limits.hpp"
 
 namespace qpass {
 namespace {
 
-// reads are the next lower set's
-const char* refuse(const Limits& c) { return c.lines ? "it only multiplies" : nullptr; }
+// reads and products of float32 are the next lower set's
+const char* refuse(const Limits& c) {
+  if (c.lines) return "it only multiplies";
+  return c.number == Number::float32 ? "tiles do not hold float32" : nullptr;
+}
 
+template <bool Bytes>
 uint32_t multiply(int64_t steps) {
-  constexpr int64_t kTileProducts = 16 * 16 * 64;
+  constexpr int64_t kTileProducts = 16 * 16 * (Bytes ? 64 : 32);
   alignas(64) uint8_t ones[1024];
   alignas(64) uint32_t sums[4 * 256];
   for (auto& one : ones) one = 1;
@@ -20,10 +24,17 @@ uint32_t multiply(int64_t steps) {
   tile_load<kB0>(ones, kLine);
   tile_load<kB1>(ones, kLine);
   for (int64_t s = 0; s < steps * kStepProducts / (4 * kTileProducts); ++s) {
-    tile_dot_su8<kC0, kA0, kB0>();
-    tile_dot_su8<kC1, kA0, kB1>();
-    tile_dot_su8<kC2, kA1, kB0>();
-    tile_dot_su8<kC3, kA1, kB1>();
+    if constexpr (Bytes) {
+      tile_dot_su8<kC0, kA0, kB0>();
+      tile_dot_su8<kC1, kA0, kB1>();
+      tile_dot_su8<kC2, kA1, kB0>();
+      tile_dot_su8<kC3, kA1, kB1>();
+    } else {
+      tile_dot_bf16<kC0, kA0, kB0>();
+      tile_dot_bf16<kC1, kA0, kB1>();
+      tile_dot_bf16<kC2, kA1, kB0>();
+      tile_dot_bf16<kC3, kA1, kB1>();
+    }
   }
   store_2x2(sums);
   tile_release();
@@ -31,7 +42,8 @@ uint32_t multiply(int64_t steps) {
 }
 
 void run(const Limits& c, const Part& part, void*) {
-  leave(c, multiply(part.row_end - part.row_begin));
+  const int64_t steps = part.row_end - part.row_begin;
+  leave(c, c.number == Number::int8 ? multiply<true>(steps) : multiply<false>(steps));
 }
 
 }  // namespace

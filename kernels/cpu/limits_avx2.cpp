@@ -30,6 +30,18 @@ uint32_t multiply(int64_t steps) {
   return static_cast<uint32_t>(_mm256_extract_epi32(total, 0));
 }
 
+uint32_t multiply_floats(int64_t steps) {
+  constexpr int kSums = 10;
+  const __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(-0.5f);
+  __m256 sums[kSums];
+  repeat<kSums>(QPASS_STEP(auto i) { sums[i] = _mm256_setzero_ps(); });
+  for (int64_t s = 0; s < steps * kStepProducts / (8 * kSums); ++s) {
+    repeat<kSums>(QPASS_STEP(auto i) { sums[i] = _mm256_fmadd_ps(a, b, sums[i]); });
+  }
+  repeat<kSums - 1>(QPASS_STEP(auto i) { sums[0] = _mm256_add_ps(sums[0], sums[i + 1]); });
+  return static_cast<uint32_t>(_mm256_extract_epi32(_mm256_castps_si256(sums[0]), 0));
+}
+
 uint32_t read(const uint8_t* line, int64_t count) {
   __m256i seen[4];
   repeat<4>(QPASS_STEP(auto i) { seen[i] = _mm256_setzero_si256(); });
@@ -45,7 +57,11 @@ uint32_t read(const uint8_t* line, int64_t count) {
 
 void run(const Limits& c, const Part& part, void*) {
   const int64_t count = part.row_end - part.row_begin;
-  leave(c, c.lines ? read(c.lines + part.row_begin * kLine, count) : multiply(count));
+  if (c.lines) {
+    leave(c, read(c.lines + part.row_begin * kLine, count));
+    return;
+  }
+  leave(c, c.number == Number::int8 ? multiply(count) : multiply_floats(count));
 }
 
 }  // namespace

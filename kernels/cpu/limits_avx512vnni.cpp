@@ -23,6 +23,17 @@ uint32_t multiply(int64_t steps) {
   return static_cast<uint32_t>(_mm512_reduce_add_epi32(sums[0]));
 }
 
+uint32_t multiply_floats(int64_t steps) {
+  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(-0.5f);
+  __m512 sums[kChains];
+  repeat<kChains>(QPASS_STEP(auto i) { sums[i] = _mm512_setzero_ps(); });
+  for (int64_t s = 0; s < steps * kStepProducts / (16 * kChains); ++s) {
+    repeat<kChains>(QPASS_STEP(auto i) { sums[i] = _mm512_fmadd_ps(a, b, sums[i]); });
+  }
+  repeat<kChains - 1>(QPASS_STEP(auto i) { sums[0] = _mm512_add_ps(sums[0], sums[i + 1]); });
+  return static_cast<uint32_t>(_mm512_cvtsi512_si32(_mm512_castps_si512(sums[0])));
+}
+
 uint32_t read(const uint8_t* line, int64_t count) {
   constexpr int kLines = 8;
   __m512i seen[kLines];
@@ -43,7 +54,11 @@ uint32_t read(const uint8_t* line, int64_t count) {
 
 void run(const Limits& c, const Part& part, void*) {
   const int64_t count = part.row_end - part.row_begin;
-  leave(c, c.lines ? read(c.lines + part.row_begin * kLine, count) : multiply(count));
+  if (c.lines) {
+    leave(c, read(c.lines + part.row_begin * kLine, count));
+    return;
+  }
+  leave(c, c.number == Number::int8 ? multiply(count) : multiply_floats(count));
 }
 
 }  // namespace

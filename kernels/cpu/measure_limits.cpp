@@ -9,9 +9,9 @@
 
 // Without lines, each of torch's threads multiplies `steps` steps; otherwise they share the reading
 // of `steps` lines. All of it `rounds` times over. Returns what was seen.
-QPASS_EXPORT uint32_t qpass_limits(const uint8_t* lines, int64_t steps, int64_t rounds) {
+QPASS_EXPORT uint32_t qpass_limits(const uint8_t* lines, int number, int64_t steps, int64_t rounds) {
   uint32_t seen = 0;
-  const qpass::Limits call{lines, &seen};
+  const qpass::Limits call{static_cast<qpass::Number>(number), lines, &seen};
   const qpass::Kernel<qpass::Limits>& kernel = qpass::choose(call);
   const int64_t threads = torch::stable::get_num_threads();
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
@@ -26,7 +26,6 @@ QPASS_EXPORT uint32_t qpass_limits(const uint8_t* lines, int64_t steps, int64_t 
 
 // The number of products in a step, and the name of the kernel that measures.
 QPASS_EXPORT int64_t qpass_limit_products() { return qpass::kStepProducts; }
-QPASS_EXPORT const char* qpass_limit_kernel(int reads) {
-  const uint8_t line = 0;
-  return qpass::choose(qpass::Limits{reads ? &line : nullptr, nullptr}).name;
+QPASS_EXPORT const char* qpass_limit_kernel() {
+  return qpass::choose(qpass::Limits{qpass::Number::int8, nullptr, nullptr}).name;
 }

@@ -14,8 +14,8 @@ def machine_table(machine: Roofline) -> Table:
     names = [
         *(f"read {_binary(size)} again and again, GB/s" for size, _ in machine.all_threads.reads),
         f"int8, Tops/s ({machine.kernel or 'no compiled kernels'})",
-        "bfloat16, Tops/s (torch.mm)",
-        "float32, Tops/s (torch.mm)",
+        "bfloat16, Tops/s",
+        "float32, Tops/s",
     ]
     columns: list[list[Cell]] = [
         [*(rate for _, rate in at.reads), at.integer, at.bfloat16, at.float32]

@@ -24,6 +24,8 @@ from qpass.runtime.kernel import Choice, Refusal
 FILE = "libqpass_cpu.so"
 PLAIN = "plain PyTorch"
 T = TypeVar("T")
+# the numbers whose products `run_limits` knows, in the order of `kernel.hpp`
+_MULTIPLIED = (torch.int8, torch.float32, torch.bfloat16)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -156,21 +158,24 @@ def limited(call: Callable[..., T], isa: Isa) -> Callable[..., T]:
     return run
 
 
-def run_limits(lines: torch.Tensor | None, steps: int, rounds: int = 1) -> None:
-    """Read `steps` lines of 64 bytes of `lines`, or multiply so many steps on each thread.
+def run_limits(
+    lines: torch.Tensor | None, steps: int, rounds: int = 1, dtype: torch.dtype = torch.int8
+) -> None:
+    """Read `steps` lines of 64 bytes of `lines`, or multiply `dtype` in so many steps a thread.
 
     All of it `rounds` times, on torch's threads, as fast as the instruction set can.
     """
     if lines is not None and (lines.data_ptr() % 64 or lines.nbytes < 64 * steps):
         raise BadInput(f"{steps} lines: their memory is not aligned to 64 bytes, or too short")
     function = _library().qpass_limits
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     function.restype = ctypes.c_uint32
-    function(None if lines is None else lines.data_ptr(), steps, rounds)
+    data = None if lines is None else lines.data_ptr()
+    function(data, _MULTIPLIED.index(dtype), steps, rounds)
 
 
 def limit_products() -> int:
-    """How many products of bytes a step of `run_limits` does."""
+    """How many products a step of `run_limits` does."""
     return int(_library().qpass_limit_products())
 
 
@@ -178,7 +183,7 @@ def limit_kernel() -> str:
     """Which kernel multiplies in `run_limits`."""
     function = _library().qpass_limit_kernel
     function.restype = ctypes.c_char_p
-    return function(0).decode()
+    return function().decode()
 
 
 def explain_linear(

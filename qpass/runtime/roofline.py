@@ -29,8 +29,8 @@ class Limits:
 
     `reads` are pairs of a size in bytes and the gigabytes a second at which a set of that size is
     read over and over. The rest are tera-operations a second, where a product and its sum count as
-    two: of 8-bit integers in registers, with the instructions that the kernels use (None without
-    compiled kernels), and of torch's products of float matrices.
+    two: of numbers in registers, with the instructions that the kernels use, or in torch's products
+    of matrices, whichever is more. Integers of 8 bits are None without compiled kernels.
     """
 
     threads: int
@@ -91,18 +91,26 @@ def measure(*, seconds: float = 0.1, largest: int = SETS[-1]) -> Roofline:
 
 def _limits(threads: int, data: Tensor, sizes: list[int], seconds: float) -> Limits:
     torch.set_num_threads(threads)
+    bfloat16, float32 = (_matrices(dtype, seconds) for dtype in (torch.bfloat16, torch.float32))
     integer = None
     if native.load().why is None:
-        steps = 2**6
-        operations = 2 * steps * threads * native.limit_products()
-        integer = operations / _best(lambda: native.run_limits(None, steps), seconds) / 1e12
+        integer = _products(torch.int8, threads, seconds)
+        float32 = max(float32, _products(torch.float32, threads, seconds))
+        bfloat16 = max(bfloat16, _products(torch.bfloat16, threads, seconds))
     return Limits(
         threads=threads,
         reads=tuple((size, size / _read(data, size, seconds) / 1e9) for size in sizes),
         integer=integer,
-        bfloat16=_matrices(torch.bfloat16, seconds),
-        float32=_matrices(torch.float32, seconds),
+        bfloat16=bfloat16,
+        float32=float32,
     )
+
+
+def _products(dtype: torch.dtype, threads: int, seconds: float) -> float:
+    # long beside what calling and waking threads costs
+    steps = 2**11
+    operations = 2 * steps * threads * native.limit_products()
+    return operations / _best(lambda: native.run_limits(None, steps, 1, dtype), seconds) / 1e12
 
 
 def _read(data: Tensor, size: int, seconds: float) -> float:

@@ -1,5 +1,7 @@
-"""`python -m tests.bench`: kernels against torch."""
+"""`python -m tests.bench`: kernels against torch, or with `--table` against the machine."""
 
-from tests.bench.kernels import main
+import sys
 
-main()
+from tests.bench import kernels, table
+
+(table if "--table" in sys.argv else kernels).main()

@@ -32,6 +32,8 @@ from qpass.runtime import device, native
 
 # larger than any cache a core sees: cold weights
 COLD_BYTES = 96 * 2**20
+# so many rows and fewer wait for them
+FEW_ROWS = 16
 # a linear layer's relative error (in norm) that each kind of arithmetic may have
 # (a rotation rounds differently in another order: now and then a code is off by one)
 LIMITS = {
@@ -147,7 +149,7 @@ def packed_layer(
 
 def copies(packed: ops.PackedLinear, rows: int) -> list[ops.PackedLinear]:
     """Enough copies that a sweep over them leaves no weight in a cache; one for many rows."""
-    count = 1 if rows > 16 else max(1, COLD_BYTES // packed_bytes(packed))
+    count = 1 if rows > FEW_ROWS else max(1, COLD_BYTES // packed_bytes(packed))
 
     def copy(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.clone()
@@ -204,14 +206,14 @@ def layer_variants(n: int, k: int, m: int, generator: torch.Generator) -> list[V
     for name, dtype in (("torch float32", torch.float32), ("torch bfloat16", torch.bfloat16)):
         w = torch.randn(n, k, generator=generator).to(dtype)
         size = w.numel() * w.element_size()
-        several = [w.clone() for _ in range(1 if m > 16 else max(1, COLD_BYTES // size))]
+        several = [w.clone() for _ in range(1 if m > FEW_ROWS else max(1, COLD_BYTES // size))]
         x_typed = x.to(dtype)
         calls = tuple(lambda w=w, x=x_typed: linear(x, w) for w in several)
         want = x_typed.double() @ w.double().T
         limit = LIMITS[str(dtype).removeprefix("torch.")]
         found.append(Variant(name, calls, want, limit, size, operations))
     w8 = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
-    several = [w8.clone() for _ in range(1 if m > 16 else max(1, COLD_BYTES // w8.numel()))]
+    several = [w8.clone() for _ in range(1 if m > FEW_ROWS else max(1, COLD_BYTES // w8.numel()))]
     calls = tuple(lambda w=w: torch._int_mm(codes, w.T) for w in several)
     want = codes.double() @ w8.double().T
     found.append(Variant("torch _int_mm", calls, want, 0.0, w8.numel(), operations))
