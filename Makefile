@@ -1,4 +1,4 @@
-# demo, test, lint, bench, zoo, accuracy, accuracy-peers, wheel, clean; each makes .venv and .data first and is instant when they exist
+# demo, test, lint, bench, bench-peers, zoo, accuracy, accuracy-peers, wheel, clean; each makes .venv and .data first and is instant when they exist
 PYTHON ?= python3
 # any build of torch will do; whatever pip accepts may stand here
 TORCH ?= torch==2.13.0
@@ -13,7 +13,7 @@ TRITON_STAMP := $(VENV)/triton.stamp
 MODEL_STAMP := .data/smollm2/config.json
 NATIVE := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp)
 
-.PHONY: demo test lint bench zoo accuracy accuracy-full accuracy-peers wheel clean install test-gpu-interpret gpu-aot gpu-check
+.PHONY: demo test lint bench bench-peers zoo accuracy accuracy-full accuracy-peers wheel clean install test-gpu-interpret gpu-aot gpu-check
 .DELETE_ON_ERROR:
 
 demo: $(QPASS_STAMP) $(MODEL_STAMP)
@@ -45,6 +45,11 @@ accuracy-full: $(QPASS_STAMP) $(MODEL_STAMP)
 # other tools on the same tokens, each in an environment of its own (about 2 GB each)
 accuracy-peers: $(QPASS_STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)
+
+# how fast other engines are beside qpass; each has an environment of its own, and PEERS= selects
+# (llama.cpp is compiled, which takes some minutes)
+bench-peers: $(QPASS_STAMP) $(MODEL_STAMP)
+	PEERS='$(PEERS)' $(BIN)/python -m tests.bench.engines $(ARGS)
 
 # the GPU kernels on a machine without a GPU: what they compute, and what they are compiled to
 test-gpu-interpret: $(TRITON_STAMP)

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from qpass.report.table import Table
 from tests.accuracy import language
 from tests.accuracy.grid import recipe
 from tests.data.fetch import MODEL
+from tests.peers.environments import WHERE, alone
 from tests.results import ROOT, Results
 
-WHERE = ROOT / ".data" / "peers"
 STORE = ROOT / ".data" / "peers.jsonl"
 HERE = Path(__file__).parent
 SAMPLES, EVERY = 32, 6
@@ -124,29 +123,21 @@ def _own(row: Row) -> dict[str, object]:
 
 def _run(tool: str, tokens: Path, *arguments: str) -> str:
     """The last line that a tool's module prints, in the tool's environment."""
-    module, _ = PEERS[tool]
-    command = [_python(tool), "-m", f"tests.peers.{module}", MODEL, tokens, *arguments]
+    module = PEERS[tool][0]
+    command = [
+        alone(tool, PEERS[tool][1]),
+        "-m",
+        f"tests.peers.{module}",
+        MODEL,
+        tokens,
+        *arguments,
+    ]
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT, env=quiet, check=True, capture_output=True, text=True,
     )  # fmt: skip
     return done.stdout.strip().splitlines()[-1]
-
-
-def _python(tool: str) -> Path:
-    """An environment's interpreter; the same torch as here goes in first."""
-    where, (_, needs) = WHERE / tool, PEERS[tool]
-    python, done = where / "bin" / "python", where / "installed"
-    if done.exists():
-        return python
-    version = torch.__version__.partition("+")[0]
-    pip = [str(python), "-m", "pip", "install", "--quiet", f"torch=={version}"]
-    subprocess.run([sys.executable, "-m", "venv", "--clear", where], check=True)
-    for what in (("setuptools", "wheel"), needs):
-        subprocess.run([*pip, *what], check=True)
-    done.touch()
-    return python
 
 
 def _table(rows: list[Row], known: dict[str, dict[str, object]]) -> Table:

@@ -1,0 +1,235 @@
+"""`make bench-peers`: how fast qpass and other engines read prompts and write tokens, in turn.
+
+Each engine lives in an environment of its own under `.data/peers`; models in its form and what was
+measured are kept there too. One process for each row stands still while another runs.
+"""
+
+# ruff: noqa: T201 - a command's output
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qpass.report.table import Table
+from tests.bench.engines import models
+from tests.bench.engines.process import Failed, Process, converted
+from tests.results import ROOT, Results
+
+STORE = ROOT / ".data" / "bench-peers.jsonl"
+# tokens before those that are written, and of the prompt whose reading is timed
+CONTEXT, PROMPT = 128, 512
+# tokens that are written in a round
+WRITTEN = 24
+# so many tokens follow in a text, at each of which an engine says what would come next
+FOLLOWED = 64
+# a row that says other tokens than the float model more often than this computes something else
+# (4-bit weights change up to a third of what a small model says)
+LEAST_AGREED = 0.5
+# what the best engine's tokens a second are to be multiplied by, on a machine with AMX
+TARGETS = {"SmolLM2-135M": (1.4, 2.2), "1.1B": (1.35, 2.5)}
+FLOAT = ("torch", "float32")
+# engine -> variants, best known first; qpass's rows run in the environment of this checkout
+ROWS = {
+    "qpass": ("qpass w4a8", "qpass w8a8"),
+    "torch": ("bfloat16",),
+    "onnxruntime": ("int4 level 4", "int8 dynamic"),
+    "openvino": ("int4", "int8"),
+    "llamacpp": ("Q4_0", "Q8_0"),
+    "torchao": ("int8 dynamic",),
+}
+
+
+@dataclass
+class Row:
+    """One engine with one kind of weights, and what came of it."""
+
+    engine: str
+    variant: str
+    process: Process | None = None
+    decode: list[float] = field(default_factory=list)  # seconds for a token
+    prefill: list[float] = field(default_factory=list)  # seconds for the prompt
+    agreed: float | None = None
+    megabytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.variant if self.engine == "qpass" else f"{self.engine} {self.variant}"
+
+    def result(self) -> dict[str, object]:
+        return {
+            "decode": [1 / s for s in self.decode],
+            "prefill": [PROMPT / s for s in self.prefill],
+            "agreed": self.agreed,
+            "megabytes": self.megabytes,
+            "load": self.process.load if self.process else None,
+        }
+
+
+def main() -> None:
+    """Measure the rows that are not known yet, side by side, then print all of them."""
+    parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__)
+    parser.add_argument("--peers", default=os.environ.get("PEERS") or ",".join(ROWS))
+    parser.add_argument("--models", default=",".join(models.MODELS))
+    parser.add_argument("--minutes", type=float, default=40.0, help="without conversions")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--fresh", action="store_true", help="measure what is known again")
+    parser.add_argument("--prepare", action="store_true", help="install and convert only")
+    given = parser.parse_args()
+    engines = [name for name in given.peers.replace(",", " ").split() if name]
+    if unknown := set(engines) - set(ROWS):
+        parser.error(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    sources = (*Path(__file__).parent.glob("*.py"), *(ROOT / "kernels" / "cpu").glob("*.[ch]pp"))
+    store = Results(STORE, *sorted(sources))
+    asked = given.models.split(",")
+    for name in asked:
+        rows = [Row(e, variant) for e in engines for variant in ROWS[e]]
+        known = {} if given.fresh else store.read()
+        missing = [row for row in rows if f"{name}, {row.name}" not in known]
+        if missing:
+            budget = 60 * given.minutes / len(asked)
+            _measure(name, missing, given, budget, store)
+    known = store.read()
+    for name in asked:
+        print(table(name, known).text())
+        print(*ratios(name, known), sep="\n")
+
+
+def _measure(
+    name: str, rows: list[Row], given: argparse.Namespace, budget: float, store: Results
+) -> None:
+    """All of `rows` on one model, in turn; what fails says why and is left out."""
+    checkpoint = models.checkpoint(name)
+    forms: dict[str, Path] = {}
+    for row in rows:
+        try:
+            forms[row.name] = converted(row.engine, row.variant, name, checkpoint)
+        except Failed as why:
+            print(f"{row.name}, {name}: left out: {why}", flush=True)
+    if given.prepare:
+        return
+    text = models.text(name, PROMPT + FOLLOWED)
+    want = _float_says(checkpoint, text, given.threads) if models.MODELS[name].real else None
+    begin = time.monotonic()
+    running: list[Row] = []
+    try:
+        for row in (row for row in rows if row.name in forms):
+            try:
+                _start(row, forms[row.name], given.threads, text, want)
+            except Failed as why:
+                print(f"{row.name}, {name}: left out: {why}", flush=True)
+                continue
+            running.append(row)
+        for turn in range(given.rounds):
+            if turn and time.monotonic() - begin > budget:
+                print(f"{name}: {turn} of {given.rounds} rounds fit in the time", flush=True)
+                break
+            # nobody always runs after the same neighbour
+            first = turn % len(running) if running else 0
+            for row in list(running[first:] + running[:first]):
+                try:
+                    _round(row, text[:PROMPT])
+                except Failed as why:
+                    print(f"{row.name}, {name}: left out: {why}", flush=True)
+                    running.remove(row)
+        for row in running:
+            store.add(f"{name}, {row.name}", row.result())
+    finally:
+        for row in rows:
+            if row.process is not None:
+                row.process.end()
+
+
+def _start(row: Row, form: Path, threads: int, text: list[int], want: Sequence[int] | None) -> None:
+    """Load the model, see whether it says what it should, and warm it up by that."""
+    row.process = Process(row.engine, row.variant, form, threads, len(text) + 1)
+    # which also pays for compiling
+    says = row.process.ask({"prompt": text[:PROMPT], "follow": text[PROMPT:]})["says"]
+    if want is not None:
+        row.agreed = statistics.fmean(a == b for a, b in zip(says, want, strict=True))
+        if row.agreed < LEAST_AGREED:
+            raise Failed(f"it says what the float model says for {row.agreed:.0%} of the tokens")
+
+
+def _round(row: Row, prompt: list[int]) -> None:
+    assert row.process is not None
+    read = row.process.ask({"prompt": prompt, "tokens": 0})
+    wrote = row.process.ask({"prompt": prompt[:CONTEXT], "tokens": WRITTEN})
+    row.prefill.append(read["first"])
+    row.decode.append(statistics.median(wrote["each"]))
+    row.megabytes = wrote["megabytes"]
+
+
+def _float_says(checkpoint: Path, text: list[int], threads: int) -> list[int]:
+    process = Process(*FLOAT, checkpoint, threads, len(text) + 1)
+    try:
+        return process.ask({"prompt": text[:PROMPT], "follow": text[PROMPT:]})["says"]
+    finally:
+        process.end()
+
+
+def table(name: str, known: dict[str, dict[str, object]]) -> Table:
+    """What is known of one model, a line for each row."""
+    lines = [
+        (
+            row.removeprefix(f"{name}, "),
+            *_spread(found["decode"]),
+            *_spread(found["prefill"]),
+            1e3 * PROMPT / statistics.median(found["prefill"]),
+            found["megabytes"],
+            found["load"],
+            found["agreed"],
+        )
+        for row, found in _rows(name, known).items()
+    ]
+    columns = (
+        "engine", "decode tokens/s", "spread", "prefill tokens/s", "spread", "first ms", "MB",
+        "load s", "agrees",
+    )  # fmt: skip
+    title = (
+        f"{name}: one by one after {CONTEXT} tokens, a prompt of {PROMPT} until its first token; "
+        "spread is (most - least) / median of the rounds; MB at most, beside what imports took"
+    )
+    return Table(title, columns, tuple(lines))
+
+
+def _rows(name: str, known: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    names = [
+        f"{name}, {Row(e, variant).name}" for e, several in ROWS.items() for variant in several
+    ]
+    return {row: known[row] for row in names if row in known}
+
+
+def _spread(rates: Sequence[float]) -> tuple[float, float]:
+    middle = statistics.median(rates)
+    return middle, (max(rates) - min(rates)) / middle
+
+
+def ratios(name: str, known: dict[str, dict[str, object]]) -> list[str]:
+    """The best row of qpass over the best of the others, and what it is to be."""
+    said: list[str] = []
+    found = _rows(name, known)
+    own = [f"{name}, {variant}" for variant in ROWS["qpass"]]
+    for what, target in zip(("decode", "prefill"), TARGETS[name], strict=True):
+        rates = {row: statistics.median(result[what]) for row, result in found.items()}
+        ours = {row: rate for row, rate in rates.items() if row in own}
+        theirs = {row: rate for row, rate in rates.items() if row not in own}
+        if not ours or not theirs:
+            continue
+        us, they = max(ours, key=ours.__getitem__), max(theirs, key=theirs.__getitem__)
+        short, other = (row.removeprefix(f"{name}, ") for row in (us, they))
+        said.append(
+            f"{what}: {short} is {ours[us] / theirs[they]:.2f} times as fast as {other}; "
+            f"the target on a machine with AMX is {target}"
+        )
+    return said
+
+
+if __name__ == "__main__":
+    main()
