@@ -34,6 +34,9 @@ def bench(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens written after it.")] = 32,
     repetitions: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 7,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also time float models in bfloat16 by inductor.")
+    ] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Without torch.compile.")] = False,
     seconds: Annotated[
         float, typer.Option(min=0.001, help="For each limit and each product that is timed.")
@@ -57,7 +60,7 @@ def bench(
         "machine": machine if as_json else machine_table(machine),
     }
     if model is not None:
-        from qpass.hf.speed import causal, measure, products, random_prompt
+        from qpass.hf.speed import causal, in_bfloat16, measure, products, random_prompt
 
         names = (name for name in (model, reference) if name is not None)
         models = {name: causal(name, load(name).model) for name in names}
@@ -66,6 +69,9 @@ def bench(
             name: {n: products(found, n, limits, seconds=seconds) for n in (1, prompt)}
             for name, found in models.items()
         }
+        allowed = {name: _allowed(found, limits) for name, found in multiplied.items()}
+        if peers:
+            models |= in_bfloat16(models, multiplied)
         if not eager:
             for found in models.values():
                 found.compile()
@@ -74,7 +80,6 @@ def bench(
             speeds = measure(
                 models, ids, new_tokens=tokens, repetitions=repetitions, progress=advance
             )
-        allowed = {name: _allowed(found, limits) for name, found in multiplied.items()}
         if as_json:
             result |= {"products": multiplied, "allowed": allowed, "speed": speeds}
         else:
@@ -100,8 +105,9 @@ def _speed_table(
     from qpass.report import Table
 
     rows = tuple(
-        (name, s.prefill, allowed[name]["prefill"], s.decode, allowed[name]["decode"])
+        (name, s.prefill, bound.get("prefill"), s.decode, bound.get("decode"))
         for name, s in speeds.items()
+        for bound in [allowed.get(name, {})]
     )
     columns = ("model", "prefill tokens/s", "allowed", "decode tokens/s", "allowed")
     return Table("the whole model, beside what the limits allow for its products", columns, rows)

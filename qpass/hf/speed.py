@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -77,6 +78,26 @@ def products(
     return measure_products(
         lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1), limits, seconds=seconds
     )
+
+
+def in_bfloat16(
+    models: Mapping[str, PreTrainedModel], found: Mapping[str, Mapping[int, Sequence[Product]]]
+) -> dict[str, PreTrainedModel]:
+    """A copy in bfloat16 of each model that multiplies floats alone; BadInput if there is none.
+
+    `found` are the products of the models, by the number of tokens they read.
+    """
+    names = [
+        name
+        for name, several in found.items()
+        if not any(p.operator.startswith("qpass") for length in several.values() for p in length)
+    ]
+    if not names:
+        raise BadInput(
+            f"{', '.join(models)} is quantized, so there is no float model to compare with\n"
+            "  name it with --reference"
+        )
+    return {f"{name} in bfloat16": copy.deepcopy(models[name]).to(torch.bfloat16) for name in names}
 
 
 def causal(name: str, model: nn.Module) -> PreTrainedModel:

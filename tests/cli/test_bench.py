@@ -55,6 +55,18 @@ def test_products_of_a_prompt_and_of_a_token(tmp_path: Path, capsys) -> None:
     assert "of the limit" in capsys.readouterr().out
 
 
+def test_float_models_run_in_bfloat16_too(tmp_path: Path, capsys) -> None:
+    one = save("llama", tmp_path / "one")
+    assert run(["bench", one, *QUICK, "--peers", "--json"]) == 0
+    speed = json.loads(capsys.readouterr().out)["speed"]
+    assert speed.keys() == {one, f"{one} in bfloat16"}
+    assert run(["quantize", one, "-r", "w8a8", "-o", str(tmp_path / "two")]) == 0
+    assert run(["bench", str(tmp_path / "two"), *QUICK, "--peers"]) == 2
+    assert "--reference" in capsys.readouterr().err
+    assert run(["bench", str(tmp_path / "two"), "--reference", one, *QUICK, "--peers"]) == 0
+    assert f"{one} in bfloat16" in capsys.readouterr().out
+
+
 def test_a_model_that_writes_no_tokens_is_refused(tmp_path: Path, capsys) -> None:
     assert run(["bench", save("bert", tmp_path), *QUICK]) == 2
     assert "does not write tokens" in capsys.readouterr().err
