@@ -39,6 +39,7 @@ from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
 from qpass.targets.backward import without_backward
 from qpass.targets.compute_once import ComputeOnce
+from qpass.targets.fuse import FuseRows
 from qpass.targets.inductor import lower
 from qpass.transform import carry_out, fold_and_rewrite
 from qpass.verify.exact import ExactCheck
@@ -197,9 +198,9 @@ def _quantized(
     program, made = run_passes(done.program, [quantizing])
     if options.strict:
         _refuse_omissions([*done.notes, *made])
-    # on a GPU attention is already one kernel
-    attention = [LowerAttention()] if on_cpu and this_device().compiled else []
-    program, lowered = run_passes(program, [*attention, ComputeOnce()])
+    # on a GPU attention is already one kernel, and rows have kernels of their own
+    compiled = [LowerAttention(), FuseRows()] if on_cpu and this_device().compiled else []
+    program, lowered = run_passes(program, [*compiled, ComputeOnce()])
     return done.plan, program, [*done.notes, *made, *lowered]
 
 

@@ -68,11 +68,27 @@ struct LinearReal {
   float* sums;    // [m, groups]
 };
 
-// y = ((x * signs) in blocks) @ (factor (x) H), then either y or its codes and scales
+// what rows are before they are transformed: x; x, or x + other, after a norm; or gate(x), times
+// other where there is one. Every step is rounded to the type of x.
+enum class Front : int { plain, normed, gated };
+
+enum class Gate : int { silu, gelu, gelu_tanh, relu };
+
+// y = ((front(x) * signs) in blocks) @ (factor (x) H), then either y or its codes and scales
 struct Rows {
   int64_t m, n;
   const void* x;  // [m, n] of type
+  int64_t x_row;  // elements from one row to the next
   Float type;
+  Front front;
+  const void* other;  // [m, n] of type, or null
+  int64_t other_row;
+  Gate gate;
+  // of a norm: (v - mean, if centred) / sqrt(mean of squares + eps) * norm_scale + norm_shift
+  void* sum;                            // [m, n] of type: x + other
+  const void *norm_scale, *norm_shift;  // [n] of type, or null
+  bool centred;
+  double eps;
   const void* signs;   // [n], or null for no transform
   const void* factor;  // [order, order] row by row
   Float part_type;     // of signs and factor: f32, or f64 where x is f64

@@ -7,23 +7,10 @@
 #include <tuple>
 
 #include "arguments.hpp"
-#include "share.hpp"
+#include "calls.hpp"
 
 namespace qpass {
 namespace {
-
-template <class Call>
-void run_linear(const Call& call, const Kernel<Call>& kernel) {
-  const Weight& w = call.weight;
-  // read from memory at about 10 bytes, multiplied at about 100 a nanosecond and thread
-  const double bytes = static_cast<double>(w.n) * static_cast<double>(w.padded_k()) * w.bits / 8;
-  const double products = static_cast<double>(w.n) * static_cast<double>(w.padded_k() * call.m);
-  if (kernel.prepare) {
-    share(call.m, static_cast<double>(w.k) / 20,
-          [&](int64_t begin, int64_t end) { kernel.prepare(call, begin, end); });
-  }
-  run_parts(kernel, call, call.m, w.blocks(), bytes / 10 + products / 100);
-}
 
 Tensor linear_codes(Tensor codes_in, Tensor scales_in, Tensor lines, Tensor row_scales,
                     std::optional<Tensor> group_scales, std::optional<Tensor> group_offsets,
@@ -44,20 +31,7 @@ Tensor linear_codes(Tensor codes_in, Tensor scales_in, Tensor lines, Tensor row_
   c.codes = static_cast<const int8_t*>(codes.data_ptr());
   c.scales = static_cast<const float*>(scales.data_ptr());
   c.out = out.data_ptr();
-  const Kernel<LinearCodes>& kernel = choose(c);
-  const int64_t padded_k = c.weight.padded_k(), rows = rounded_up(c.m, kernel.rows_at_once);
-  const bool whole =
-      padded_k == in_features && rows == c.m && (!kernel.in_place || kernel.in_place(c));
-  Pieces pieces;
-  const size_t padded = pieces.add<int8_t>(whole ? 0 : rows * padded_k + kLine);
-  const size_t sums = pieces.add<float>(c.m * c.weight.groups);
-  const size_t starts = pieces.add<int32_t>(c.m * c.weight.groups);
-  char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
-  c.padded = whole ? const_cast<int8_t*>(c.codes) : reinterpret_cast<int8_t*>(memory + padded);
-  c.sums = reinterpret_cast<float*>(memory + sums);
-  c.starts = reinterpret_cast<int32_t*>(memory + starts);
-  run_linear(c, kernel);
-  call_memory.release_large();
+  run_codes(c);
   return out;
 }
 
@@ -91,18 +65,13 @@ Tensor linear_real(Tensor x_in, Tensor lines, Tensor row_scales, std::optional<T
   return out;
 }
 
-void run_rows(const Rows& c) {
-  if (c.m == 0 || c.n == 0) return;
-  const double mixing = c.signs ? static_cast<double>(c.order) / 16 + 1 : 0;
-  run_parts(choose(c), c, c.m, 1, static_cast<double>(c.m * c.n) * (0.3 + mixing / 4));
-}
-
 Tensor hadamard(Tensor x_in, Tensor signs, Tensor factor, int64_t power) {
   const Tensor x = dense(x_in);
   Rows c{};
   c.n = last_size(x);
   const Transform t{dense(signs), dense(factor)};
   read_transform(c, t, power);
+  c.x_row = c.n;
   c.m = c.n ? x.numel() / c.n : 0;
   c.type = float_type(x.scalar_type(), "hadamard");
   const Tensor out = empty(leading(x), c.n, shim_type(c.type));
@@ -123,6 +92,7 @@ std::tuple<Tensor, Tensor> clipped_rows(Tensor x_in, int64_t low, int64_t high, 
   const Transform t{dense(signs), dense(factor)};
   read_transform(c, t, power);
   c.type = float_type(x.scalar_type(), "quantize_rows");
+  c.x_row = c.n;
   c.low = static_cast<int>(low);
   c.high = static_cast<int>(high);
   c.clip = static_cast<float>(clip);

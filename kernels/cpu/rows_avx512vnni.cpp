@@ -1,6 +1,6 @@
 // Rotating and quantizing a row with AVX-512: butterflies in registers, one pass of products for
 // the factor, then the largest magnitude and the codes while the row is in the nearest cache.
-#include "avx512.hpp"
+#include "fronts_avx512.hpp"
 #include "unroll.hpp"
 
 namespace qpass {
@@ -14,6 +14,7 @@ const char* refuse(const Rows& c) {
   if (c.type == Float::f64) return "it does not compute in float64";
   if (c.signs && c.part_type == Float::f64) return "signs and factor are float64";
   if (c.order > 1 && c.power % 16) return "the power of two beside the factor is less than 16";
+  if (c.front == Front::gated && c.gate == Gate::gelu) return "it has no error function";
   return nullptr;
 }
 
@@ -123,9 +124,12 @@ const float* read(const Rows& c, int64_t row, float* x, float* y) {
   while (inside && (1 << stages) < c.power) ++stages;
   const float root = c.signs ? __builtin_sqrtf(static_cast<float>(c.power)) : 1.0f;
   const __m512 norm = _mm512_set1_ps(1.0f / root);
+  if (c.front == Front::normed) normed(c, row, x);
+  if (c.front == Front::gated) gated(c, row, x);
   for (int64_t i = 0; i < c.n; i += 16) {
     const __mmask16 mask = first_lanes(c.n - i);
-    __m512 v = load16(c.type, c.x, row * c.n + i, mask);
+    __m512 v = c.front == Front::plain ? load16(c.type, c.x, row * c.x_row + i, mask)
+                                       : _mm512_load_ps(x + i);
     if (c.signs) {
       v = _mm512_mul_ps(_mm512_mul_ps(v, norm), _mm512_maskz_loadu_ps(mask, signs + i));
     }

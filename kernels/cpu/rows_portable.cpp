@@ -1,4 +1,5 @@
 // Rotating and quantizing a row, any machine.
+#include "fronts.hpp"
 #include "vectors.hpp"
 
 namespace qpass {
@@ -11,8 +12,8 @@ constexpr uint32_t kSmallestRow = 27u << 23;
 
 const char* refuse(const Rows&) { return nullptr; }
 
-// a row in double, and one block of it
-size_t scratch(const Rows& c) { return static_cast<size_t>(2 * c.n) * sizeof(double); }
+// a row in double, one block of it, and the row as its front makes it
+size_t scratch(const Rows& c) { return static_cast<size_t>(3 * c.n) * sizeof(double); }
 
 // v with each lane and the one `Half` lanes away exchanged
 template <int Half, class T>
@@ -119,10 +120,16 @@ void read(Float type, const void* from, int64_t first, int64_t count, T* to) {
   }
 }
 
-// the row, transformed: in x
+// the row, transformed: in x; `memory` is that of a row in double
 template <class T>
-void load_row(const Rows& c, int64_t row, T* x, T* mixed) {
-  read<T>(c.type, c.x, row * c.n, c.n, x);
+void load_row(const Rows& c, int64_t row, T* x, T* mixed, void* memory) {
+  if (c.front == Front::plain) {
+    read<T>(c.type, c.x, row * c.x_row, c.n, x);
+  } else if (c.type == Float::f64) {
+    front(c, row, static_cast<double*>(memory), x);
+  } else {
+    front(c, row, static_cast<float*>(memory), x);
+  }
   if (!c.signs) return;
   read<T>(c.part_type, c.signs, 0, c.n, mixed);
   for (int64_t i = 0; i < c.n; ++i) x[i] *= mixed[i];
@@ -165,7 +172,7 @@ void quantize(const Rows& c, int64_t row, const float* x) {
 template <class T>
 void rotate(const Rows& c, int64_t row, void* memory) {
   T* x = static_cast<T*>(memory);
-  load_row<T>(c, row, x, x + c.n);
+  load_row<T>(c, row, x, x + c.n, static_cast<double*>(memory) + 2 * c.n);
   for (int64_t i = 0; i < c.n; ++i) store<T>(c.type, c.out, row * c.n + i, x[i]);
 }
 
@@ -177,7 +184,7 @@ void run(const Rows& c, const Part& part, void* memory) {
       rotate<float>(c, row, memory);
     } else {
       float* x = static_cast<float*>(memory);
-      load_row<float>(c, row, x, x + c.n);
+      load_row<float>(c, row, x, x + c.n, static_cast<double*>(memory) + 2 * c.n);
       quantize(c, row, x);
     }
   }

@@ -7,6 +7,7 @@ from qpass.ops.embedding import embedding
 from qpass.ops.experts import PackedExperts, linear_experts, pack_experts
 from qpass.ops.fake_quantize import as_read, fake_quantize
 from qpass.ops.fours import linear_fours
+from qpass.ops.fused import GATES
 from qpass.ops.hadamard import hadamard
 from qpass.ops.linear import linear_codes, linear_real
 from qpass.ops.low_rank import linear_codes_low_rank, linear_real_low_rank
@@ -15,6 +16,7 @@ from qpass.ops.points import PointsLinear, linear_points
 from qpass.ops.quantize import as_integers, integer_rows, plain_rows, quantize_rows
 
 __all__ = [
+    "GATES",
     "BlocksLinear",
     "PackedExperts",
     "PackedLinear",
