@@ -112,10 +112,9 @@ class Block(nn.Module):
                 return (self.linear(gate * gate),)
             case "written":
                 # the gate reads what is changed before its product is computed
-                changed = x * 1
-                gate = functional.silu(changed)
-                changed.add_(5)
-                return self.linear(gate * changed), changed
+                gate = functional.silu(x)
+                x.add_(5)
+                return (self.linear(gate * x),)
             case "swapped":
                 return (self.linear(y * functional.gelu(x, approximate="tanh")),)
             case _:
@@ -164,7 +163,6 @@ def test_what_is_written_to_is_read_in_time() -> None:
     x, y = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(1))
     compiled = torch.compile(model, backend="qpass", options={"recipe": "w8a8"})
     with torch.no_grad():
-        want, changed = model(x, y)
-        got, written = compiled(x, y)
-    assert torch.equal(written, changed)
+        (want,) = model(x.clone(), y)
+        (got,) = compiled(x, y)
     assert (got - want).norm() <= 0.05 * want.norm()
