@@ -10,12 +10,14 @@ namespace qpass {
 namespace {
 
 // rows from which unpacking a panel first beats unpacking in registers for every tile of rows
-constexpr int64_t kPanelRows = 9;
-// up to so many rows wait for memory, not for products
-constexpr int64_t kStreamRows = 4;
+constexpr int64_t kPanelRows = 17;
+// up to so many rows read packed lines one after another: 4-bit lines, and 8-bit ones
+constexpr int64_t kStreamRows4 = 16, kStreamRows8 = 8;
 // how far ahead they ask for weights, and for their scales
 constexpr int64_t kAhead = 4096, kScalesAhead = 1024;
 constexpr int kPanelBlocks = 2;
+// the most rows of a tile whose groups have scales
+constexpr int kGroupedRows = 6;
 
 // lines of B neighbouring blocks, in the packed weight or in a panel
 struct Lines {
@@ -53,6 +55,7 @@ inline __attribute__((always_inline)) void group_sums(__m512i (&acc)[R][B], cons
     __m512i w0[B], w1[B];
     repeat<B>(QPASS_STEP(auto b) {
       w0[b] = _mm512_loadu_si512(line + b * block_bytes);
+      _mm_prefetch(reinterpret_cast<const char*>(line + b * block_bytes + kAhead), _MM_HINT_T0);
       if (Bits == 4) {
         w1[b] = _mm512_and_si512(_mm512_srli_epi16(w0[b], 4), low);
         w0[b] = _mm512_and_si512(w0[b], low);
@@ -83,11 +86,12 @@ inline __attribute__((always_inline)) void add_line(__m512i (&acc)[R], const uin
   repeat<R>(QPASS_STEP(auto r) { acc[r] = dot4(acc[r], w1, codes4(x + r * row_bytes + 4)); });
 }
 
-// R rows by one block straight from the packed lines: four lines at once into sums of their own, so
+// R rows by one block straight from the packed lines: some lines at once into sums of their own, so
 // that no product waits for the one before
 template <int R, int Bits>
 void stream(const LinearCodes& c, int64_t row, int64_t block) {
   constexpr int kStep = Bits == 4 ? 8 : 4;
+  constexpr int kSums = R > 4 ? 2 : 4;
   const Weight& w = c.weight;
   const int64_t row_bytes = w.padded_k();
   const uint8_t* line = w.lines + block * w.lines_per_block() * kLine;
@@ -95,14 +99,14 @@ void stream(const LinearCodes& c, int64_t row, int64_t block) {
   __m512 total[R];
   repeat<R>(QPASS_STEP(auto r) { total[r] = _mm512_setzero_ps(); });
   for (int64_t g = 0; g < w.groups; ++g) {
-    __m512i acc[4][R];
+    __m512i acc[kSums][R];
     repeat<R>(QPASS_STEP(auto r) {
       acc[0][r] = _mm512_set1_epi32(c.starts[(row + r) * w.groups + g]);
-      repeat<3>(QPASS_STEP(auto s) { acc[s + 1][r] = _mm512_setzero_si512(); });
+      repeat<kSums - 1>(QPASS_STEP(auto s) { acc[s + 1][r] = _mm512_setzero_si512(); });
     });
     int64_t l = 0;
-    for (; l + 4 <= w.group_lines; l += 4, line += 4 * kLine, x += 4 * kStep) {
-      repeat<4>(QPASS_STEP(auto s) {
+    for (; l + kSums <= w.group_lines; l += kSums, line += kSums * kLine, x += kSums * kStep) {
+      repeat<kSums>(QPASS_STEP(auto s) {
         add_line<R, Bits>(acc[s], line + s * kLine, x + s * kStep, row_bytes);
       });
     }
@@ -110,8 +114,8 @@ void stream(const LinearCodes& c, int64_t row, int64_t block) {
       add_line<R, Bits>(acc[0], line, x, row_bytes);
     }
     repeat<R>(QPASS_STEP(auto r) {
-      acc[0][r] = _mm512_add_epi32(_mm512_add_epi32(acc[0][r], acc[1][r]),
-                                   _mm512_add_epi32(acc[2][r], acc[3][r]));
+      repeat<kSums - 1>(
+          QPASS_STEP(auto s) { acc[0][r] = _mm512_add_epi32(acc[0][r], acc[s + 1][r]); });
     });
     if (!w.scales) {
       repeat<R>(QPASS_STEP(auto r) { total[r] = _mm512_cvtepi32_ps(acc[0][r]); });
@@ -135,6 +139,7 @@ void stream(const LinearCodes& c, int64_t row, int64_t block) {
 template <int Bits>
 void stream_rows(const LinearCodes& c, const Part& part, int64_t block) {
   int64_t row = part.row_begin;
+  for (; row + 8 <= part.row_end; row += 8) stream<8, Bits>(c, row, block);
   for (; row + 4 <= part.row_end; row += 4) stream<4, Bits>(c, row, block);
   for (; row + 2 <= part.row_end; row += 2) stream<2, Bits>(c, row, block);
   if (row < part.row_end) stream<1, Bits>(c, row, block);
@@ -201,16 +206,28 @@ void grouped_tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t
   });
 }
 
+// `height` rows over B blocks, of 1 to kGroupedRows
+template <int B, int Bits, int R = kGroupedRows>
+void grouped_rows(const LinearCodes& c, const Lines& lines, int64_t row, int64_t height,
+                  int64_t block) {
+  if constexpr (R > 1) {
+    if (height < R) return grouped_rows<B, Bits, R - 1>(c, lines, row, height, block);
+  }
+  grouped_tile<R, B, Bits>(c, lines, row, block);
+}
+
 // all rows of a part over B blocks, the most rows at once that fit the registers
 template <int B, int Bits>
 void rows(const LinearCodes& c, const Lines& lines, const Part& part, int64_t block) {
   const int64_t end = part.row_end;
   int64_t row = part.row_begin;
   if (c.weight.scales) {
-    for (; row + 6 <= end; row += 6) grouped_tile<6, B, Bits>(c, lines, row, block);
-    for (; row + 4 <= end; row += 4) grouped_tile<4, B, Bits>(c, lines, row, block);
-    for (; row + 2 <= end; row += 2) grouped_tile<2, B, Bits>(c, lines, row, block);
-    for (; row < end; ++row) grouped_tile<1, B, Bits>(c, lines, row, block);
+    // tiles as equal as can be: one of few rows waits for its own sums, line after line
+    for (int64_t tiles = (end - row + kGroupedRows - 1) / kGroupedRows; tiles > 0; --tiles) {
+      const int64_t height = (end - row + tiles - 1) / tiles;
+      grouped_rows<B, Bits>(c, lines, row, height, block);
+      row += height;
+    }
     return;
   }
   for (; row + 12 <= end; row += 12) tile<12, B, Bits>(c, lines, row, block);
@@ -236,7 +253,7 @@ void blocks(const LinearCodes& c, const Part& part, int64_t block, uint8_t* pane
 void run(const LinearCodes& c, const Part& part, void* memory) {
   uint8_t* panel = static_cast<uint8_t*>(memory);
   int64_t block = part.block_begin;
-  if (c.m <= kStreamRows) {
+  if (c.m <= (c.weight.bits == 4 ? kStreamRows4 : kStreamRows8)) {
     for (; block < part.block_end; ++block) {
       c.weight.bits == 4 ? stream_rows<4>(c, part, block) : stream_rows<8>(c, part, block);
     }
