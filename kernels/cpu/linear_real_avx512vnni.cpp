@@ -6,7 +6,9 @@ namespace qpass {
 namespace {
 
 // rows from which writing a panel beats decoding for every tile of rows
-constexpr int64_t kPanelRows = 5;
+constexpr int64_t kPanelRows = 25;
+// one row has fewer sums than products take cycles, unless it meets more blocks
+constexpr int kSingleBlocks = 4;
 constexpr int kPanelBlocks = 2;
 constexpr int64_t kPanelWidth = kPanelBlocks * kRows;
 
@@ -125,6 +127,14 @@ void panel_tile(const LinearReal& c, const float* panel, int64_t row, int64_t bl
   });
 }
 
+template <int B, int Bits>
+void direct_rows(const LinearReal& c, const Part& part, int64_t block) {
+  int64_t row = part.row_begin;
+  for (; row + 4 <= part.row_end; row += 4) direct<4, B, Bits>(c, row, block);
+  for (; row + 2 <= part.row_end; row += 2) direct<2, B, Bits>(c, row, block);
+  if (row < part.row_end) direct<1, B, Bits>(c, row, block);
+}
+
 template <int B>
 void blocks(const LinearReal& c, const Part& part, int64_t block, float* panel) {
   const Weight& w = c.weight;
@@ -141,15 +151,18 @@ void blocks(const LinearReal& c, const Part& part, int64_t block, float* panel) 
     for (; row < end; ++row) panel_tile<1, B>(c, panel, row, block);
     return;
   }
-  for (; row + 2 <= end; row += 2) {
-    w.bits == 4 ? direct<2, B, 4>(c, row, block) : direct<2, B, 8>(c, row, block);
-  }
-  if (row < end) w.bits == 4 ? direct<1, B, 4>(c, row, block) : direct<1, B, 8>(c, row, block);
+  w.bits == 4 ? direct_rows<B, 4>(c, part, block) : direct_rows<B, 8>(c, part, block);
 }
 
 void run(const LinearReal& c, const Part& part, void* memory) {
   float* panel = static_cast<float*>(memory);
   int64_t block = part.block_begin;
+  if (c.m == 1) {
+    for (; block + kSingleBlocks <= part.block_end; block += kSingleBlocks) {
+      c.weight.bits == 4 ? direct<1, kSingleBlocks, 4>(c, part.row_begin, block)
+                         : direct<1, kSingleBlocks, 8>(c, part.row_begin, block);
+    }
+  }
   for (; block + 2 <= part.block_end; block += 2) blocks<2>(c, part, block, panel);
   if (block < part.block_end) blocks<1>(c, part, block, panel);
 }
