@@ -17,7 +17,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qpass.analyze import by_name, rotatable_regions
+from qpass.analyze import Region, by_name, rotatable_regions
 from qpass.calibrate import expect_ranges, needs_data
 from qpass.capture.compiling import Compiling
 from qpass.capture.dynamo import Traced, capture_graph
@@ -33,7 +33,7 @@ from qpass.plan.remembered import remembered
 from qpass.quantize.errors import SiteErrors
 from qpass.quantize.linears import QuantizeLinears
 from qpass.registry import unknown
-from qpass.runtime import gpu, native
+from qpass.runtime import disk, gpu, native
 from qpass.runtime.device import graph_device, this_device
 from qpass.runtime.values import free, is_freed
 from qpass.targets.attend import LowerAttention
@@ -242,6 +242,10 @@ def _plan(
                 f"the float weight {freed[0]} was freed, and another graph asks for its error\n"
                 '  compile without free_weights, or with a rotation that is not "auto"'
             )
+        key = disk.fingerprint(*_what_decides(traced.program, recipe, inputs))
+        return disk.kept("plan", key, weigh, Plan.read, Plan.json)
+
+    def weigh() -> Plan:
         program = traced.program
         errors = SiteErrors(
             program, folded, [inputs], lambda plan: carry_out(program, folded, plan).program
@@ -252,6 +256,18 @@ def _plan(
     chosen = remembered(parameters, recipe, make)
     _refuse_data(chosen)
     return _within(chosen, folded)
+
+
+def _what_decides(
+    program: Program, recipe: Recipe, inputs: Sequence[object]
+) -> tuple[list[str], list[Tensor]]:
+    """All that the choices for a program depend on: texts and tensors."""
+    sites = [program.site(use) for use in program.weights]
+    names = [node.name for node in program.graph.nodes]
+    numbers = [given for given in inputs if not isinstance(given, Tensor)]
+    given = [given for given in inputs if isinstance(given, Tensor)]
+    texts = [program.text(), repr(program.weights), repr((recipe, sites, names, numbers))]
+    return texts, [*program.sources.values(), *given]
 
 
 def _refuse_data(plan: Plan) -> None:
@@ -266,7 +282,9 @@ def _refuse_data(plan: Plan) -> None:
 
 def _within(plan: Plan, program: Program) -> Plan:
     """The part of a plan that this graph can carry out while caches keep their basis."""
-    regions = by_name(rotatable_regions(program, held=held_by_cache(program)))
+    regions: Mapping[str, Region] = {}
+    if plan.rotated or plan.paired:
+        regions = by_name(rotatable_regions(program, held=held_by_cache(program)))
     free = {name for name, region in regions.items() if region.free}
     sites = {program.site(use) for use in program.weights}
     return replace(
