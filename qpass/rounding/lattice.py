@@ -30,7 +30,7 @@ LONGEST_PARTIAL_SPAN = 15
 
 def on_grid(values_bl: Tensor, grid: Grid) -> tuple[Scales, Tensor]:
     """Scales, and for which blocks `[b]` they give every value to the last bit of float32."""
-    low_b, high_b = values_bl.aminmax(dim=1)
+    low_b, high_b = values_bl.amin(1), values_bl.amax(1)
     found = _Found(
         values_bl,
         values_bl[:, :: max(1, values_bl.shape[1] // PROBED)][:, :PROBED],

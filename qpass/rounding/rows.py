@@ -54,7 +54,8 @@ def scaled_blocks(rows_nk: Tensor, spec: QuantSpec, grid: Grid) -> tuple[Tensor,
         exact_nk = exact_nk.reshape(1, n * k)
     groups = spec.groups(k)
     blocks_ngl = exact_nk.reshape(len(exact_nk), groups, -1)
-    low_ng, high_ng = blocks_ngl.aminmax(dim=2)
+    # several times faster than aminmax along an axis
+    low_ng, high_ng = blocks_ngl.amin(2), blocks_ngl.amax(2)
     largest_n = torch.maximum(-low_ng, high_ng).amax(1)
     _check(largest_n)
     if grid.scales.one_factor:

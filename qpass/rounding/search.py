@@ -67,7 +67,7 @@ def _reach(length: int, levels: float) -> float:
 
 
 def _symmetric(values_bl: Tensor, grid: Grid) -> _Best:
-    low_b, high_b = values_bl.aminmax(dim=1)
+    low_b, high_b = values_bl.amin(1), values_bl.amax(1)
     extreme_b = torch.where(-low_b > high_b, low_b, high_b)
     zero_b = torch.zeros_like(extreme_b)
     # the side with one more level may face either way
@@ -95,7 +95,7 @@ def _symmetric(values_bl: Tensor, grid: Grid) -> _Best:
 
 
 def _asymmetric(values_bl: Tensor, grid: Grid) -> _Best:
-    low_b, high_b = values_bl.aminmax(dim=1)
+    low_b, high_b = values_bl.amin(1), values_bl.amax(1)
     range_b = high_b - low_b
     best = _Best.start(values_bl, grid, _between(low_b, high_b, grid))
     # where an offset is much larger than the scale, rounding it up would cut the low end off

@@ -150,7 +150,7 @@ def _keeps(length: int, levels: float) -> list[float]:
 
 def _symmetric(best: _Best) -> Iterator[tuple[Tensor, Tensor]]:
     grid = best.grid
-    low_b, high_b = best.values_bl.aminmax(dim=1)
+    low_b, high_b = best.values_bl.amin(1), best.values_bl.amax(1)
     extreme_b = torch.where(-low_b > high_b, low_b, high_b)
     tops = [extreme_b.abs() / grid.high]
     if -grid.low > grid.high and grid.scales.signed:
@@ -168,7 +168,7 @@ def _symmetric(best: _Best) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _asymmetric(best: _Best) -> Iterator[tuple[Tensor, Tensor]]:
     grid = best.grid
-    low_b, high_b = best.values_bl.aminmax(dim=1)
+    low_b, high_b = best.values_bl.amin(1), best.values_bl.amax(1)
     range_b = high_b - low_b
     levels = grid.high - grid.low
     for keep in _keeps(best.values_bl.shape[1], levels):
