@@ -60,6 +60,7 @@ def test_an_engine_answers_in_turn_and_says_why_it_failed() -> None:
         assert answer["megabytes"] >= 0
         timed = engine.ask({"prompt": [1], "tokens": 3})
         assert timed["first"] > 0
+        assert timed["next"] == 2
         assert len(timed["each"]) == 3
         with pytest.raises(Failed, match="seven is too much"):
             engine.ask({"prompt": [7], "tokens": 0})
@@ -94,6 +95,64 @@ def test_the_environment_below_is_seen_and_installed_once(
     code = "import torch; print(torch.__version__)"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == torch.__version__
+
+
+class Said:
+    """A process that counts, and token by token says what it is told to."""
+
+    load = 1.0
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.ended = False
+
+    def ask(self, what: dict[str, list[int]]) -> dict[str, object]:
+        first = what["prompt"][-1] + 1
+        if "follow" in what:
+            return {"says": [first, *(token + self.step for token in what["follow"])]}
+        return {"next": first, "first": 0.25, "each": [0.5], "megabytes": 3}
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize(("step", "writes"), [(1, True), (2, False)])
+def test_what_is_wrong_token_by_token_is_timed_on_prompts_alone(
+    step: int, writes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "Process", lambda *_: Said(step))
+    text = list(range(command.PROMPT + command.FOLLOWED))
+    right = command.Says.of(Said(1), text)
+    assert len(right.prompts) == command.PROMPTS
+    assert right.following == [*text[command.PROMPT :], len(text)]
+    row = command.Row("torch", "some")
+    running, waiting = command._started([row], {row.name: Path()}, Path(), 1, text, right)
+    assert (running, waiting) == ([row], [])
+    command._rounds(running, text[: command.PROMPT], 3, float("inf"))
+    assert row.result()["prefill"] == [command.PROMPT / 0.25] * 3
+    assert row.result()["decode"] == [2.0] * 3 * writes
+
+
+def test_an_engine_that_reads_prompts_wrong_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "Process", lambda *_: Said(1))
+    text = list(range(command.PROMPT + command.FOLLOWED))
+    wrong = command.Says([0] * command.PROMPTS, text[command.PROMPT - 1 :])
+    row = command.Row("torch", "some")
+    assert command._started([row], {row.name: Path()}, Path(), 1, text, wrong) == ([], [])
+    assert "torch some: left out" in capsys.readouterr().out
+    assert row.process.ended
+
+
+def test_without_memory_rows_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "Process", lambda *_: Said(1))
+    monkeypatch.setattr(command, "_available", lambda: -1.0)
+    rows = [command.Row("torch", "one"), command.Row("torch", "two")]
+    forms = {row.name: Path() for row in rows}
+    text = list(range(command.PROMPT + command.FOLLOWED))
+    running, waiting = command._started(rows, forms, Path("nowhere"), 1, text, None)
+    assert (running, waiting) == (rows[:1], rows[1:])
 
 
 def test_the_table_names_the_best_of_each_side(capsys: pytest.CaptureFixture[str]) -> None:

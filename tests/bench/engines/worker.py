@@ -56,14 +56,14 @@ def main(load: Load, convert: Convert) -> None:
 def _timed(engine: Engine, asked: dict[str, list[int] | int]) -> dict[str, object]:
     """Seconds to the first token, then for each of `tokens` more."""
     begin = time.perf_counter()
-    token = engine.prefill(asked["prompt"])
+    after_prompt = token = engine.prefill(asked["prompt"])
     first = time.perf_counter() - begin
     times: list[float] = []
     for _ in range(asked["tokens"]):
         begin = time.perf_counter()
         token = engine.step(token)
         times.append(time.perf_counter() - begin)
-    return {"first": first, "each": times}
+    return {"first": first, "each": times, "next": after_prompt}
 
 
 def _follow(engine: Engine, asked: dict[str, list[int]]) -> dict[str, object]:
