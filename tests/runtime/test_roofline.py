@@ -9,6 +9,7 @@ import torch
 
 import qpass
 from qpass.errors import BadInput
+from qpass.report.speed import machine_table
 from qpass.runtime import native, roofline
 from qpass.runtime.products import allowed, measure_products
 from qpass.runtime.roofline import Limits, Roofline
@@ -47,6 +48,30 @@ def test_better_instructions_multiply_faster() -> None:
     if newest > native.Isa.AVX2:
         # several times in fact; some other program may have run meanwhile
         assert peaks[newest] > peaks[native.Isa.PORTABLE]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32, torch.bfloat16])
+def test_every_set_multiplies_every_type(dtype: torch.dtype) -> None:
+    found = native.load()
+    if found.newest is None:
+        pytest.skip("no compiled kernels")
+    emulates = found.newest >= native.Isa.AVX512VNNI
+    for isa in found.built:
+        if isa <= found.newest or (isa is native.Isa.AMX_EMULATED and emulates):
+            with native.capped(isa):
+                native.run_limits(None, 3, 2, dtype)
+                assert native.limit_kernel() == f"limits_{isa.name.lower()}"
+
+
+def test_without_compiled_kernels_integers_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = native.Native(None, "it was not built", None, ())
+    monkeypatch.setattr(native, "load", lambda: absent)
+    found = roofline.measure(**QUICK)
+    assert found.kernel is None
+    assert all(at.integer is None and at.float32 > 0 for at in found.limits)
+    assert all(rate > 0 for at in found.limits for _, rate in at.reads)
+    shown = machine_table(found).text()
+    assert "no compiled kernels" in shown
 
 
 @pytest.mark.skipif(native.load().why is not None, reason="no compiled kernels")

@@ -195,10 +195,11 @@ def _rounds(running: list[Row], prompt: list[int], rounds: int, end: float) -> N
 def _start(row: Row, form: Path, threads: int, text: list[int], want: Says | None) -> None:
     """Load the model, see whether it says what it should, and warm it up by that."""
     row.process = Process(row.engine, row.variant, form, threads, len(text) + 1)
-    # which also pays for compiling
-    says = Says.of(row.process, text)
     if want is None:
+        # pays for compiling, as the questions do
+        row.process.ask({"prompt": text[:PROMPT], "follow": text[PROMPT : PROMPT + 4]})
         return
+    says = Says.of(row.process, text)
     row.agreed = _agreement(says.following, want.following)
     at_once = _agreement(says.prompts, want.prompts)
     if at_once < LEAST_AGREED:

@@ -59,7 +59,10 @@ def _build(checkpoint: Path, out: Path, precision: str, **extra: object) -> None
     with tempfile.TemporaryDirectory() as cache:
         files = ["-m", checkpoint, "-o", out, "-c", cache]
         options = ["-p", precision, "--extra_options", *words]
-        subprocess.run([*builder, *files, *options], check=True)
+        done = subprocess.run([*builder, *files, *options], check=False)
+    if done.returncode:
+        # it has said why
+        raise SystemExit(done.returncode)
 
 
 def _dynamic(whole: Path, out: Path) -> None:

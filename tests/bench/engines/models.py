@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def checkpoint(name: str) -> Path:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(where)
+        # exporters do not go without a tokenizer
+        for file in MODEL.glob("tokenizer*"):
+            shutil.copy(file, where)
     return where
 
 
