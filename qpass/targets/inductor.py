@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.exc import CppCompileError, CppWrapperCodegenError, InductorError
 
 from qpass.capture.dynamo import Traced
 from qpass.errors import StateError
@@ -22,6 +24,9 @@ from qpass.quantize.linears import Prepared
 from qpass.runtime.device import graph_device
 from qpass.runtime.packs import AsFloat, Form, depends_on, prepared
 from qpass.runtime.values import Stamps, is_freed, stamps
+from qpass.targets.wrapper import AS_CPP, writes_tokens
+
+log = logging.getLogger("qpass")
 
 Compiled = Callable[..., Sequence[object]]
 
@@ -31,13 +36,18 @@ _TRUSTED = {"size_asserts": False, "alignment_asserts": False}
 
 
 def lower(
-    traced: Traced, examples: Sequence[object], config: Mapping[str, object] | None = None
+    traced: Traced,
+    examples: Sequence[object],
+    config: Mapping[str, object] | None = None,
+    *,
+    calls_in_cpp: bool = False,
 ) -> Lowered:
     """Compile a traced program for the arguments that dynamo will pass.
 
     Parameters that no pass has changed stay arguments; every other weight is prepared once for the
     tensors it comes from, and again when their values change. `examples` are the arguments at the
-    time of tracing, `config` are settings of inductor.
+    time of tracing, `config` are settings of inductor. With `calls_in_cpp` the calls between the
+    operators of a graph that writes tokens are C++, where that compiles.
     """
     graph, layout = _lay_out(traced, examples)
     first = layout.bind(examples)
@@ -45,14 +55,25 @@ def lower(
     inner: dict[str, Any] = {}
     if layout.device.type != "cpu":
         inner["inner_compile"] = _knowing_statics(_statics(traced, layout, arguments))
-    with torch.no_grad(), _fixed_shapes(first.prepared):
+    settings = {**_TRUSTED, **(config or {})}
+
+    def compile_with(more: Mapping[str, object]) -> Compiled:
+        # a copy, as inductor changes what it compiles
         compiled = compile_fx(
-            fx.GraphModule(nn.Module(), graph),
+            fx.GraphModule(nn.Module(), copy(graph)),
             cast("Any", arguments),
-            config_patches=cast("dict[str, Any]", {**_TRUSTED, **(config or {})}),
+            config_patches=cast("dict[str, Any]", {**more, **settings}),
             **inner,
         )
-    return Lowered(cast("Compiled", compiled), layout)
+        return cast("Compiled", compiled)
+
+    with torch.no_grad(), _fixed_shapes(first.prepared):
+        if calls_in_cpp and layout.device.type == "cpu" and writes_tokens(graph.nodes):
+            try:
+                return Lowered(compile_with(AS_CPP), layout)
+            except (InductorError, CppWrapperCodegenError, CppCompileError) as error:
+                log.info("the calls between operators stay in Python: %s", error)
+        return Lowered(compile_with({}), layout)
 
 
 def _statics(traced: Traced, layout: _Layout, arguments: Sequence[object]) -> list[int]:
