@@ -59,8 +59,16 @@ inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(dense(*t)) : std::nullopt;
 }
 
-// A contiguous tensor of the leading sizes and one more, uninitialised; the shim's own function
-// costs half as much as a call through the dispatcher.
+// An uninitialised tensor; the shim's own function costs half as much as a call through the
+// dispatcher.
+inline Tensor strided(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t type) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, type,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// A contiguous tensor of the leading sizes and one more, uninitialised.
 inline Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef leading, int64_t last, int32_t type) {
   constexpr int64_t kMost = 16;
   int64_t sizes[kMost], strides[kMost];
@@ -72,10 +80,7 @@ inline Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef leading, int64_t la
     strides[d] = stride;
     stride *= sizes[d] > 1 ? sizes[d] : 1;
   }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, type,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return strided(dims, sizes, strides, type);
 }
 
 // the sizes of `t` but for the last

@@ -181,15 +181,19 @@ Tensor attention(Tensor query_in, Tensor key_in, Tensor value_in, std::optional<
   c.scale = scale;
   std::optional<Tensor> kept;
   if (mask) read_mask(c, *mask, kept);
-  const int64_t sizes[3] = {c.batches, c.t, c.groups * c.n};
-  const Tensor out = empty({sizes, 3}, c.e, shim_type(c.type));
+  // [batch, heads, queries, width] in the memory order of [batch, queries, heads, width]
+  const auto step = [](int64_t size) { return size > 1 ? size : 1; };
+  const int64_t heads = c.groups * c.n, row = step(heads) * step(c.e);
+  const int64_t sizes[4] = {c.batches, heads, c.t, c.e};
+  const int64_t strides[4] = {step(c.t) * row, step(c.e), row, 1};
+  const Tensor out = strided(4, sizes, strides, shim_type(c.type));
   c.out = out.data_ptr();
   if (out.numel() && c.s == 0) {
     std::memset(c.out, 0, static_cast<size_t>(out.numel() * bytes_of(type)));
   } else if (out.numel()) {
     run_attention(c);
   }
-  return torch::stable::transpose(out, 1, 2);
+  return out;
 }
 
 }  // namespace
