@@ -68,12 +68,15 @@ Isa newest() {
   return found;
 }
 
-bool usable(Isa isa) {
+Isa capped_at() {
   const int own = t_limit;
-  const Isa limit = static_cast<Isa>(own >= 0 ? own : g_cap.load(std::memory_order_relaxed));
+  return static_cast<Isa>(own >= 0 ? own : g_cap.load(std::memory_order_relaxed));
+}
+
+bool usable(Isa isa, Isa cap) {
   // emulated tiles stand on the vector instructions that real ones come with
-  if (isa == Isa::amx_emulated) return limit == isa && newest() >= Isa::avx512vnni;
-  return isa <= newest() && isa <= limit;
+  if (isa == Isa::amx_emulated) return cap == isa && newest() >= Isa::avx512vnni;
+  return isa <= newest() && isa <= cap;
 }
 
 Isa cap(Isa isa) { return static_cast<Isa>(g_cap.exchange(static_cast<int>(isa))); }

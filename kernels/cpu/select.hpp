@@ -11,8 +11,11 @@ namespace qpass {
 template <class Call>
 const Kernel<Call>* const* kernels();
 
-// whether the machine has the set, and neither the process nor this thread has capped it away
-bool usable(Isa isa);
+// the cap of this thread
+Isa capped_at();
+
+// whether the machine has the set, and the cap does not take it away
+bool usable(Isa isa, Isa cap);
 
 // the newest set of this machine; the emulated one counts as none
 Isa newest();
@@ -29,8 +32,9 @@ const char* isa_name(Isa isa);
 template <class Call>
 const Kernel<Call>& choose(const Call& call) {
   const Kernel<Call>* const* k = kernels<Call>();
+  const Isa cap = capped_at();
   // the portable kernel ends every table and refuses nothing
-  while (!usable((*k)->isa) || (*k)->refuse(call)) ++k;
+  while (!usable((*k)->isa, cap) || (*k)->refuse(call)) ++k;
   return **k;
 }
 
@@ -40,7 +44,7 @@ std::string explain(const Call& call) {
   std::string refused;
   for (const Kernel<Call>* const* k = kernels<Call>();; ++k) {
     const char* why = nullptr;
-    if (!usable((*k)->isa)) {
+    if (!usable((*k)->isa, capped_at())) {
       why = "the machine lacks the instructions, or they are capped";
     } else {
       why = (*k)->refuse(call);
