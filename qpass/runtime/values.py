@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
 import operator
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -52,14 +55,43 @@ def free(tensor: Tensor) -> None:
     size = tensor.untyped_storage().nbytes()
     if is_freed(tensor) or size == 0:
         return
-    before = stamp(tensor)
+    before, place, length = stamp(tensor), tensor.data_ptr(), tensor.nbytes
     # pages that nobody touches take no memory; torch.zeros would touch them, and a storage of
     # length 0 makes a later read crash the process
     pages = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
     empty = torch.frombuffer(pages, dtype=tensor.dtype)
     with torch.no_grad():
         tensor.data = empty.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    _page_out(place, length)
     _FREED[tensor] = _Freed(before, stamp(tensor))
+
+
+def _page_out(place: int, length: int) -> None:
+    """Give back pages that are still there: those of a file that other tensors keep mapped.
+
+    No value is lost: whoever reads one of the pages again gets it from the file.
+    """
+    if (advise := _advise()) is None:
+        return
+    first = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (place + length) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        # memory that is gone by now is no error
+        advise(first, last - first, _PAGE_OUT)
+
+
+@functools.cache
+def _advise() -> Callable[[int, int, int], int] | None:
+    """The call to the system, where there is one."""
+    if not sys.platform.startswith("linux"):
+        return None
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return call
+
+
+# of Linux 5.4 and later; others refuse it
+_PAGE_OUT = 21
 
 
 def is_freed(tensor: Tensor) -> bool:

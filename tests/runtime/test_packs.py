@@ -1,11 +1,14 @@
 """Is a weight prepared once, again when it changes, and freed with its tensor?"""
 
 import gc
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qpass.errors import StateError
@@ -121,3 +124,25 @@ def test_inference_tensors_have_a_state():
     with torch.inference_mode():
         w = torch.ones(4)
     assert torch.equal(prepared(Weight("w"), FORM, {"w": w})[0], torch.ones(4))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pages_of_a_file_that_others_keep_mapped_are_given_back(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    values = torch.arange(size // 4, dtype=torch.float32)
+    save_file({"large": values, "small": torch.ones(5)}, tmp_path / "weights.safetensors")
+    found = load_file(tmp_path / "weights.safetensors")
+    other = found["large"].view(-1)
+    assert float(found["large"].sum()) > 0
+    before = resident()
+    free(found["large"])
+    assert before - resident() > 0.9 * size
+    assert is_freed(found["large"])
+    assert torch.equal(found["small"], torch.ones(5))
+    # another view of the same memory reads the file again
+    assert torch.equal(other, values)
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
