@@ -106,32 +106,49 @@ def _is_part(node: fx.Node, index: int) -> bool:
 
 def _fuse(program: Program, product: _Product, graph: _Graph) -> str:
     """Put the widest operator that fits in the place of a product, and say which that is."""
-    node, x = product.node, product.x
+    node, arguments = product.node, product.arguments
+    x, lead = _reshaped(product.x)
     if len(x.users) == 1 and (norm := _norm(x, graph)) is not None:
         h = read.value(x, "input")
         terms = _terms(h, graph)
-        if terms is not None and graph.known(h, *norm, *product.arguments):
-            both = edit.call(
-                program, h, LINEAR_ADDED_NORMED, *terms, *norm, *product.arguments, like=node
-            )
-            total, new = (
-                edit.call(program, h, operator.getitem, both, i, like=like)
-                for i, like in enumerate((h, node))
-            )
-            edit.replace(node, new)
+        if terms is not None and graph.known(h, *norm, *arguments):
+            both = edit.call(program, h, LINEAR_ADDED_NORMED, *terms, *norm, *arguments, like=node)
+            total = edit.call(program, h, operator.getitem, both, 0, like=h)
+            new = edit.call(program, h, operator.getitem, both, 1, like=node)
+            _replace(program, node, new, lead)
             edit.replace(h, total)
             return "one product with its norm and the sum before it"
-        _swap(program, node, LINEAR_NORMED, h, *norm, *product.arguments)
+        new = edit.call(program, node, LINEAR_NORMED, h, *norm, *arguments, like=node)
+        _replace(program, node, new, lead)
         return "one product with its norm"
     if len(x.users) == 1 and (gate := _gate(x, graph)) is not None:
-        _swap(program, node, LINEAR_GATED, *gate, *product.arguments)
+        new = edit.call(program, node, LINEAR_GATED, *gate, *arguments, like=node)
+        _replace(program, node, new, lead)
         return "one product with its gate"
-    _swap(program, node, LINEAR_ROWS, x, *product.arguments)
+    new = edit.call(program, node, LINEAR_ROWS, product.x, *arguments, like=node)
+    _replace(program, node, new, None)
     return "one product with the codes it reads"
 
 
-def _swap(program: Program, node: fx.Node, target: object, *arguments: object) -> None:
-    edit.replace(node, edit.call(program, node, target, *arguments, like=node))  # type: ignore[arg-type]
+def _reshaped(x: fx.Node) -> tuple[fx.Node, tuple[object, ...] | None]:
+    """What a value has the rows of, and the leading sizes that it has instead; or the value."""
+    if not read.calls(x, aten.view.default, aten.reshape.default) or len(x.users) != 1:
+        return x, None
+    source = read.value(x, "self")
+    if not read.shape(source) or read.shape(source)[-1] != read.shape(x)[-1]:
+        return x, None
+    name = "size" if read.calls(x, aten.view.default) else "shape"
+    return source, read.sizes(x, name)[:-1]
+
+
+def _replace(
+    program: Program, node: fx.Node, new: fx.Node, lead: tuple[object, ...] | None
+) -> None:
+    """Let `new`, with other leading sizes where these are given, take the place of `node`."""
+    if lead is not None:
+        sizes = [*lead, read.shape(node)[-1]]
+        new = edit.call(program, node, aten.reshape.default, new, sizes, like=node)
+    edit.replace(node, new)
 
 
 def _norm(x: fx.Node, graph: _Graph) -> tuple[object, ...] | None:

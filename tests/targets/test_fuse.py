@@ -53,11 +53,12 @@ FUSED = {
     **dict.fromkeys(("llama", "llama_tied", "llama_biased_eager", "qwen2", "qwen3"), _PRE_NORM),
     **dict.fromkeys(("mistral", "phi3", "nano_gpt"), _PRE_NORM),
     "gpt_neox": (2, 3, 2, 2),
+    # sums are reshaped before their norms
     "opt": (2, 4, 1, 2),
     "bert": (6, 1, 1, 2),
     "vision": (3, 1, 3, 2),
-    # a reshape between norm and product, and a gate that is written out
-    "gpt2": (8, 0, 1, 0),
+    # a gate that is written out
+    "gpt2": (4, 1, 4, 0),
     # norms that are written out, until they are folded
     "gemma3": (7, 0, 0, 2),
 }
@@ -83,7 +84,8 @@ class Block(nn.Module):
         super().__init__()
         self.spelling = spelling
         self.linear = nn.Linear(12, 5)
-        self.norm = nn.LayerNorm(12) if spelling == "layer_norm" else nn.RMSNorm(12, eps=1e-3)
+        width = 4 if spelling == "split" else 12
+        self.norm = nn.LayerNorm(12) if spelling == "layer_norm" else nn.RMSNorm(width, eps=1e-3)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         match self.spelling:
@@ -92,6 +94,11 @@ class Block(nn.Module):
                 return self.linear(self.norm(total)), total * 2
             case "normed":
                 return (self.linear(self.norm(x)),)
+            case "reshaped":
+                total = x + y
+                return self.linear(self.norm(total).reshape(-1, 12)), total
+            case "split":
+                return (self.linear(self.norm(x.reshape(2, 3, 3, 4)).reshape(2, 3, 12)),)
             case "scaled":
                 return (self.linear(self.norm(torch.add(x, y, alpha=2))),)
             case "broadcast":
@@ -127,6 +134,8 @@ class Block(nn.Module):
         ("layer_norm", SUMS),
         ("rms_norm", SUMS),
         ("normed", NORMED),
+        ("reshaped", SUMS),
+        ("split", ROWS_ALONE),
         ("scaled", NORMED),
         ("broadcast", NORMED),
         ("read_again", ROWS_ALONE),
