@@ -87,9 +87,10 @@ void many_rows(const Work<V>& w, int64_t key, int64_t count) {
   }
 }
 
-// one block of keys for R rows, keys and values read where they are
+// one block of keys for R rows, keys and values read where they are; `next` is where the keys of
+// the next block begin, or negative
 template <class V, int R>
-void few_rows(const Work<V>& w, int64_t row, int64_t key, int64_t count) {
+void few_rows(const Work<V>& w, int64_t row, int64_t key, int64_t count, int64_t next) {
   const Attention& c = w.c;
   const View v = view(w, row, R, key, count);
   if (!v.any) return;
@@ -102,9 +103,13 @@ void few_rows(const Work<V>& w, int64_t row, int64_t key, int64_t count) {
           shrink[r] = weigh(w, row + r, key, v.word[r], v.low / 16, (v.high + 15) / 16,
                             w.weights + r * kKeys);
         }
+        constexpr int64_t size = bytes_of(type.value);
+        const char* keys = static_cast<const char*>(c.key.data);
+        const Ahead ahead{next < 0 || row ? nullptr : keys + next * size, c.key.row * size,
+                          c.d * size};
         add_values<V, R, type.value>(w.weights, v.low, v.high, c.value.data,
                                      c.value.at(w.batch, w.group, key), c.value.row, c.e, shrink,
-                                     w.out + row * w.out_width, w.out_width);
+                                     w.out + row * w.out_width, w.out_width, ahead);
       });
 }
 
@@ -202,6 +207,12 @@ size_t memory_of(const Attention& c) {
   return arrange(w, nullptr);
 }
 
+// where the keys of a range begin
+static inline int64_t first_key_of(const Attention& c, int64_t block) {
+  const int64_t head = block / c.splits, split = block % c.splits;
+  return c.key.at(head / c.groups, head % c.groups, split * c.split_keys);
+}
+
 template <class V>
 void attend(const Attention& c, const Part& part, void* memory) {
   Work<V> w(c);
@@ -219,7 +230,7 @@ void attend(const Attention& c, const Part& part, void* memory) {
       w.end_key = w.end_key < last ? w.end_key : last;
     }
     const bool few = c.rows() <= kFewRows;
-    if (few) fetch_keys(w);
+    if (few && block == part.block_begin) fetch_keys(w);
     begin(w, few ? w.rows : in_tiles(w.rows, V::kRows));
     for (int64_t key = w.first_key; key < w.end_key; key += kKeys) {
       const int64_t count = w.end_key - key < kKeys ? w.end_key - key : kKeys;
@@ -227,11 +238,13 @@ void attend(const Attention& c, const Part& part, void* memory) {
         many_rows(w, key, count);
         continue;
       }
+      int64_t next = key + kKeys < w.end_key ? c.key.at(w.batch, w.group, key + kKeys) : -1;
+      if (next < 0 && block + 1 < part.block_end) next = first_key_of(c, block + 1);
       int64_t row = 0;
-      for (; w.rows - row >= 4; row += 4) few_rows<V, 4>(w, row, key, count);
-      if (w.rows - row == 3) few_rows<V, 3>(w, row, key, count);
-      if (w.rows - row == 2) few_rows<V, 2>(w, row, key, count);
-      if (w.rows - row == 1) few_rows<V, 1>(w, row, key, count);
+      for (; w.rows - row >= 4; row += 4) few_rows<V, 4>(w, row, key, count, next);
+      if (w.rows - row == 3) few_rows<V, 3>(w, row, key, count, next);
+      if (w.rows - row == 2) few_rows<V, 2>(w, row, key, count, next);
+      if (w.rows - row == 1) few_rows<V, 1>(w, row, key, count, next);
     }
     end(w, split);
   }

@@ -104,11 +104,23 @@ typename V::T weigh(const Work<V>& w, int64_t row, int64_t key, uint64_t word, i
   return shrink;
 }
 
+// Rows that will be read soon, to be asked for while others are worked on; null for none.
+struct Ahead {
+  const char* first;
+  int64_t stride, bytes;
+
+  inline __attribute__((always_inline)) void fetch(int64_t row) const {
+    if (!first) return;
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(first + row * stride + b);
+  }
+};
+
 // out = out * shrink + weights @ values for R rows, N vectors of columns and keys low .. high
 template <class V, int R, int N, Float F>
 QPASS_INLINE void add_columns(const typename V::T* weights, int low, int high, const void* values,
                               int64_t at, int64_t stride, int64_t columns,
-                              const typename V::T* shrink, typename V::T* out, int64_t out_width) {
+                              const typename V::T* shrink, typename V::T* out, int64_t out_width,
+                              const Ahead& ahead) {
   typename V::Vec sum[R][N];
   repeat<R>(QPASS_STEP(auto r) {
     const auto factor = V::splat(shrink[r]);
@@ -118,6 +130,7 @@ QPASS_INLINE void add_columns(const typename V::T* weights, int low, int high, c
   });
   at += low * stride;
   for (int k = low; k < high; ++k, at += stride) {
+    ahead.fetch(k);
     typename V::Vec v[N];
     repeat<N>(
         QPASS_STEP(auto n) { v[n] = V::template read<F>(values, at + 16 * n, columns - 16 * n); });
@@ -134,12 +147,12 @@ QPASS_INLINE void add_columns(const typename V::T* weights, int low, int high, c
 template <class V, int R, Float F>
 void add_values(const typename V::T* weights, int low, int high, const void* values, int64_t at,
                 int64_t stride, int64_t columns, const typename V::T* shrink, typename V::T* out,
-                int64_t out_width) {
+                int64_t out_width, const Ahead& ahead = {nullptr, 0, 0}) {
   int64_t j = 0;
   const auto some = [&](auto n) __attribute__((always_inline)) {
     for (; out_width - j >= 16 * n; j += 16 * n) {
       add_columns<V, R, n.value, F>(weights, low, high, values, at + j, stride, columns - j, shrink,
-                                    out + j, out_width);
+                                    out + j, out_width, j ? Ahead{nullptr, 0, 0} : ahead);
     }
   };
   if constexpr (V::kColumns >= 4) some(Constant<4>{});
@@ -179,10 +192,14 @@ void score_transposed(const Work<V>& w, int64_t row, int low, int high) {
   some(Constant<1>{});
 }
 
+constexpr int64_t bytes_of(Float type) {
+  return type == Float::f32 ? 4 : type == Float::f64 ? 8 : 2;
+}
+
 // asks for `count` numbers from memory
 template <Float F>
 QPASS_INLINE void fetch(const void* p, int64_t i, int64_t count) {
-  constexpr int64_t size = F == Float::f32 ? 4 : F == Float::f64 ? 8 : 2;
+  constexpr int64_t size = bytes_of(F);
   const char* from = static_cast<const char*>(p) + i * size;
   for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(from + byte);
 }
@@ -196,10 +213,9 @@ void score_rows(const Work<V>& w, int64_t row, int64_t at, int64_t value_at, int
     // behind the last key it is read again, to be ignored
     int64_t from[4];
     repeat<4>(QPASS_STEP(auto j) { from[j] = at + (k + j < high ? k + j : high - 1) * c.key.row; });
-    // a cache comes from memory, row by row: ahead of time these keys of the next block, and the
-    // values of this one
+    // a cache comes from memory, row by row: the values of this block are asked for meanwhile, as
+    // the keys of the next one will be among the products of its values
     for (int j = 0; j < 4; ++j) {
-      fetch<F>(c.key.data, at + (k + j + kKeys) * c.key.row, c.d);
       fetch<F>(c.value.data, value_at + (k + j) * c.value.row, c.e);
     }
     typename V::Vec sum[R][4];

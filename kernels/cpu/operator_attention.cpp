@@ -136,11 +136,15 @@ void run_attention(Attention& c) {
   const double numbers = static_cast<double>(heads * c.s) * static_cast<double>(c.d + c.e);
   const double ns = numbers * (0.1 + static_cast<double>(rows) / 100) * (c.causal ? 0.5 : 1);
   const size_t bytes = kernel.scratch(c);
-  share_uneven(chunks * blocks, ns, [&](int64_t item) {
+  // ranges of keys that one thread reads after another, asking for the next ahead
+  const int64_t run = chunks > 1 || blocks < 4 * threads ? 1 : blocks / (4 * threads);
+  const int64_t runs = (blocks + run - 1) / run;
+  share_uneven(chunks * runs, ns, [&](int64_t item) {
     // the last rows first, who see most
-    const int64_t block = item % blocks, first = (chunks - 1 - item / blocks) * chunk;
+    const int64_t block = item % runs * run, first = (chunks - 1 - item / runs) * chunk;
     const int64_t last = first + chunk < rows ? first + chunk : rows;
-    kernel.run(c, {first, last, block, block + 1}, thread_memory.reserve(bytes));
+    const int64_t end = block + run < blocks ? block + run : blocks;
+    kernel.run(c, {first, last, block, end}, thread_memory.reserve(bytes));
   });
   if (c.splits > 1) {
     share(heads * rows, static_cast<double>(c.splits * (c.e + 30)) / 4,
