@@ -155,6 +155,37 @@ def test_without_memory_rows_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch
     assert (running, waiting) == (rows[:1], rows[1:])
 
 
+def test_rows_are_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def start(engine: str, variant: str, *_: object) -> Said:
+        started.append(variant)
+        return Said(1)
+
+    def converted(engine: str, *_: object) -> Path:
+        if engine == "openvino":
+            raise Failed("it does not install")
+        return tmp_path
+
+    monkeypatch.setattr(command, "Process", start)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(command, "converted", converted)
+    monkeypatch.setattr(command, "STORE", tmp_path / "store.jsonl")
+    monkeypatch.setattr(command.models, "checkpoint", lambda _: tmp_path)
+    peers = ["--peers", "qpass torch,openvino"]
+    monkeypatch.setattr(sys, "argv", ["", *peers, "--models", "1.1B", "--rounds", "2"])
+    command.main()
+    shown = capsys.readouterr().out
+    assert started == ["qpass w4a8", "qpass w8a8", "bfloat16"]
+    assert "openvino int4, 1.1B: left out: it does not install" in shown
+    assert "decode: qpass w4a8 is 1.00 times as fast as torch bfloat16" in shown
+    command.main()
+    assert len(started) == 3
+    assert "torch bfloat16" in capsys.readouterr().out
+
+
 def test_the_table_names_the_best_of_each_side(capsys: pytest.CaptureFixture[str]) -> None:
     def result(decode: float, prefill: float) -> dict[str, object]:
         return {

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,6 +106,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure what is known again")
     parser.add_argument("--prepare", action="store_true", help="install and convert only")
     given = parser.parse_args()
+    # what stands still would stay for ever: leave by the way that ends it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     engines = [name for name in given.peers.replace(",", " ").split() if name]
     if unknown := set(engines) - set(ROWS):
         parser.error(f"no engine {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
