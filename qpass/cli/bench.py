@@ -54,11 +54,9 @@ def bench(
     from qpass.runtime import roofline
 
     machine = roofline.measure(seconds=seconds, largest=largest * 2**20)
-    result: dict[str, object] = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": machine if as_json else machine_table(machine),
-    }
+    result: dict[str, object] = {"machine": machine if as_json else machine_table(machine)}
+    if as_json:
+        result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if model is not None:
         from qpass.hf.speed import causal, in_bfloat16, measure, products, random_prompt
 
