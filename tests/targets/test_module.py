@@ -18,7 +18,7 @@ from qpass.plan.choose import choose
 from qpass.rounding import ROUNDINGS, round_parts
 from qpass.targets.layers import QuantizedLinear, RotatedLinear
 from qpass.targets.module import write_back
-from qpass.targets.record import record_of
+from qpass.targets.record import FORMAT_VERSION, record_of
 from qpass.targets.replaceable import refusals
 from qpass.targets.tables import QuantizedEmbedding
 from tests.targets.driver import apply
@@ -226,7 +226,7 @@ def test_the_record_travels_with_copies() -> None:
     want = output(model, inputs)
     other = copy.deepcopy(model)
     assert record_of(other) == record_of(model)
-    assert dataclasses.asdict(record_of(other))["format_version"] == 1
+    assert dataclasses.asdict(record_of(other))["format_version"] == FORMAT_VERSION
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.zero_()
     assert torch.equal(want, output(other, inputs))
