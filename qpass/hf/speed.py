@@ -97,7 +97,11 @@ def in_bfloat16(
             f"{', '.join(models)} is quantized, so there is no float model to compare with\n"
             "  name it with --reference"
         )
-    return {f"{name} in bfloat16": copy.deepcopy(models[name]).to(torch.bfloat16) for name in names}
+    copies = {f"{name} in bfloat16": copy.deepcopy(models[name]) for name in names}
+    for model in copies.values():
+        # as transformers declares its own `to`, nobody may call it
+        nn.Module.to(model, torch.bfloat16)
+    return copies
 
 
 def causal(name: str, model: nn.Module) -> PreTrainedModel:
