@@ -9,7 +9,8 @@
 
 // Without lines, each of torch's threads multiplies `steps` steps; otherwise they share the reading
 // of `steps` lines. All of it `rounds` times over. Returns what was seen.
-QPASS_EXPORT uint32_t qpass_limits(const uint8_t* lines, int number, int64_t steps, int64_t rounds) {
+QPASS_EXPORT uint32_t qpass_limits(const uint8_t* lines, int number, int64_t steps,
+                                   int64_t rounds) {
   uint32_t seen = 0;
   const qpass::Limits call{static_cast<qpass::Number>(number), lines, &seen};
   const qpass::Kernel<qpass::Limits>& kernel = qpass::choose(call);
