@@ -9,9 +9,8 @@
 namespace qpass {
 namespace {
 
-// rows from which unpacking a panel first beats unpacking in registers for every tile of rows
-constexpr int64_t kPanelRows = 17;
-// up to so many rows read packed lines one after another: 4-bit lines, and 8-bit ones
+// up to so many rows read packed lines one after another, 4-bit lines or 8-bit ones; for more,
+// tiles of rows read 8-bit lines, into which 4-bit ones are unpacked first
 constexpr int64_t kStreamRows4 = 16, kStreamRows8 = 8;
 // how far ahead they ask for weights, and for their scales
 constexpr int64_t kAhead = 4096, kScalesAhead = 1024;
@@ -32,10 +31,12 @@ const char* refuse(const LinearCodes& c) {
   return nullptr;
 }
 
-bool unpacks(const LinearCodes& c) { return c.weight.bits == 4 && c.m >= kPanelRows; }
+bool streams(const LinearCodes& c) {
+  return c.m <= (c.weight.bits == 4 ? kStreamRows4 : kStreamRows8);
+}
 
 size_t scratch(const LinearCodes& c) {
-  if (!unpacks(c)) return 0;
+  if (c.weight.bits == 8 || streams(c)) return 0;
   return static_cast<size_t>(kPanelBlocks * c.weight.lines_per_block() * 2 * kLine);
 }
 
@@ -46,28 +47,19 @@ __m512i codes4(const int8_t* x) {
 }
 
 // the sums of products of one group
-template <int R, int B, int Bits>
+template <int R, int B>
 inline __attribute__((always_inline)) void group_sums(__m512i (&acc)[R][B], const uint8_t* line,
                                                       int64_t block_bytes, int64_t lines,
                                                       const int8_t* x, int64_t row_bytes) {
-  const __m512i low = _mm512_set1_epi8(15);
-  for (int64_t l = 0; l < lines; ++l, line += kLine, x += Bits == 4 ? 8 : 4) {
-    __m512i w0[B], w1[B];
+  for (int64_t l = 0; l < lines; ++l, line += kLine, x += 4) {
+    __m512i v[B];
     repeat<B>(QPASS_STEP(auto b) {
-      w0[b] = _mm512_loadu_si512(line + b * block_bytes);
+      v[b] = _mm512_loadu_si512(line + b * block_bytes);
       _mm_prefetch(reinterpret_cast<const char*>(line + b * block_bytes + kAhead), _MM_HINT_T0);
-      if (Bits == 4) {
-        w1[b] = _mm512_and_si512(_mm512_srli_epi16(w0[b], 4), low);
-        w0[b] = _mm512_and_si512(w0[b], low);
-      }
     });
     repeat<R>(QPASS_STEP(auto r) {
-      const __m512i x0 = codes4(x + r * row_bytes);
-      repeat<B>(QPASS_STEP(auto b) { acc[r][b] = dot4(acc[r][b], w0[b], x0); });
-      if (Bits == 4) {
-        const __m512i x1 = codes4(x + r * row_bytes + 4);
-        repeat<B>(QPASS_STEP(auto b) { acc[r][b] = dot4(acc[r][b], w1[b], x1); });
-      }
+      const __m512i at = codes4(x + r * row_bytes);
+      repeat<B>(QPASS_STEP(auto b) { acc[r][b] = dot4(acc[r][b], v[b], at); });
     });
   }
 }
@@ -155,13 +147,13 @@ inline __attribute__((always_inline)) void start(const LinearCodes& c, int64_t r
   });
 }
 
-template <int R, int B, int Bits>
+template <int R, int B>
 void tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t block) {
   const Weight& w = c.weight;
   __m512i acc[R][B];
   start(c, row, 0, acc);
-  group_sums<R, B, Bits>(acc, lines.first, lines.block_bytes, lines.group_lines,
-                         c.padded + row * w.padded_k(), w.padded_k());
+  group_sums(acc, lines.first, lines.block_bytes, lines.group_lines, c.padded + row * w.padded_k(),
+             w.padded_k());
   repeat<R>(QPASS_STEP(auto r) {
     const __m512 scale = _mm512_set1_ps(c.scales[row + r]);
     repeat<B>(QPASS_STEP(auto b) {
@@ -171,7 +163,7 @@ void tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t block) 
 }
 
 // R * B is at most 12, so that the sums over groups stay in registers beside those of a group
-template <int R, int B, int Bits>
+template <int R, int B>
 void grouped_tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t block) {
   const Weight& w = c.weight;
   const int64_t group_bytes = w.group_lines * w.columns_per_line();
@@ -183,7 +175,7 @@ void grouped_tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t
   for (int64_t g = 0; g < w.groups; ++g, line += lines.group_lines * kLine, x += group_bytes) {
     __m512i acc[R][B];
     start(c, row, g, acc);
-    group_sums<R, B, Bits>(acc, line, lines.block_bytes, lines.group_lines, x, w.padded_k());
+    group_sums(acc, line, lines.block_bytes, lines.group_lines, x, w.padded_k());
     const float* sums = c.sums + row * w.groups + g;
     repeat<B>(QPASS_STEP(auto b) {
       const int64_t at = ((block + b) * w.groups + g) * kRows;
@@ -207,17 +199,17 @@ void grouped_tile(const LinearCodes& c, const Lines& lines, int64_t row, int64_t
 }
 
 // `height` rows over B blocks, of 1 to kGroupedRows
-template <int B, int Bits, int R = kGroupedRows>
+template <int B, int R = kGroupedRows>
 void grouped_rows(const LinearCodes& c, const Lines& lines, int64_t row, int64_t height,
                   int64_t block) {
   if constexpr (R > 1) {
-    if (height < R) return grouped_rows<B, Bits, R - 1>(c, lines, row, height, block);
+    if (height < R) return grouped_rows<B, R - 1>(c, lines, row, height, block);
   }
-  grouped_tile<R, B, Bits>(c, lines, row, block);
+  grouped_tile<R, B>(c, lines, row, block);
 }
 
 // all rows of a part over B blocks, the most rows at once that fit the registers
-template <int B, int Bits>
+template <int B>
 void rows(const LinearCodes& c, const Lines& lines, const Part& part, int64_t block) {
   const int64_t end = part.row_end;
   int64_t row = part.row_begin;
@@ -225,35 +217,34 @@ void rows(const LinearCodes& c, const Lines& lines, const Part& part, int64_t bl
     // tiles as equal as can be: one of few rows waits for its own sums, line after line
     for (int64_t tiles = (end - row + kGroupedRows - 1) / kGroupedRows; tiles > 0; --tiles) {
       const int64_t height = (end - row + tiles - 1) / tiles;
-      grouped_rows<B, Bits>(c, lines, row, height, block);
+      grouped_rows<B>(c, lines, row, height, block);
       row += height;
     }
     return;
   }
-  for (; row + 12 <= end; row += 12) tile<12, B, Bits>(c, lines, row, block);
-  for (; row + 8 <= end; row += 8) tile<8, B, Bits>(c, lines, row, block);
-  for (; row + 4 <= end; row += 4) tile<4, B, Bits>(c, lines, row, block);
-  for (; row + 2 <= end; row += 2) tile<2, B, Bits>(c, lines, row, block);
-  for (; row < end; ++row) tile<1, B, Bits>(c, lines, row, block);
+  for (; row + 12 <= end; row += 12) tile<12, B>(c, lines, row, block);
+  for (; row + 8 <= end; row += 8) tile<8, B>(c, lines, row, block);
+  for (; row + 4 <= end; row += 4) tile<4, B>(c, lines, row, block);
+  for (; row + 2 <= end; row += 2) tile<2, B>(c, lines, row, block);
+  for (; row < end; ++row) tile<1, B>(c, lines, row, block);
 }
 
 template <int B>
 void blocks(const LinearCodes& c, const Part& part, int64_t block, uint8_t* panel) {
   const Weight& w = c.weight;
   const uint8_t* first = w.lines + block * w.lines_per_block() * kLine;
-  if (unpacks(c)) {
-    unpack_lines(first, panel, B * w.lines_per_block());
-    rows<B, 8>(c, {panel, w.lines_per_block() * 2 * kLine, w.group_lines * 2}, part, block);
+  if (w.bits == 8) {
+    rows<B>(c, {first, w.lines_per_block() * kLine, w.group_lines}, part, block);
     return;
   }
-  const Lines lines{first, w.lines_per_block() * kLine, w.group_lines};
-  w.bits == 4 ? rows<B, 4>(c, lines, part, block) : rows<B, 8>(c, lines, part, block);
+  unpack_lines(first, panel, B * w.lines_per_block());
+  rows<B>(c, {panel, w.lines_per_block() * 2 * kLine, w.group_lines * 2}, part, block);
 }
 
 void run(const LinearCodes& c, const Part& part, void* memory) {
   uint8_t* panel = static_cast<uint8_t*>(memory);
   int64_t block = part.block_begin;
-  if (c.m <= (c.weight.bits == 4 ? kStreamRows4 : kStreamRows8)) {
+  if (streams(c)) {
     for (; block < part.block_end; ++block) {
       c.weight.bits == 4 ? stream_rows<4>(c, part, block) : stream_rows<8>(c, part, block);
     }
