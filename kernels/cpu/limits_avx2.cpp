@@ -43,8 +43,8 @@ uint32_t multiply_floats(int64_t steps) {
 }
 
 uint32_t read(const uint8_t* line, int64_t count) {
-  __m256i seen[4];
-  repeat<4>(QPASS_STEP(auto i) { seen[i] = _mm256_setzero_si256(); });
+  __m256i seen[2];
+  repeat<2>(QPASS_STEP(auto i) { seen[i] = _mm256_setzero_si256(); });
   for (int64_t l = 0; l < count; ++l, line += kLine) {
     _mm_prefetch(reinterpret_cast<const char*>(line + kReadAhead), _MM_HINT_T0);
     repeat<2>(QPASS_STEP(auto i) {
@@ -55,22 +55,14 @@ uint32_t read(const uint8_t* line, int64_t count) {
   return static_cast<uint32_t>(_mm256_extract_epi32(_mm256_xor_si256(seen[0], seen[1]), 0));
 }
 
-void run(const Limits& c, const Part& part, void*) {
-  const int64_t count = part.row_end - part.row_begin;
-  if (c.lines) {
-    leave(c, read(c.lines + part.row_begin * kLine, count));
-    return;
-  }
-  leave(c, c.number == Number::int8 ? multiply(count) : multiply_floats(count));
-}
-
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(Limits, limits) = {QPASS_NAME(limits),
-                                qpass::refuse_no_limits,
-                                nullptr,
-                                qpass::no_limits_scratch,
-                                qpass::run,
-                                1,
-                                nullptr};
+QPASS_KERNEL(Limits, limits) = {
+    QPASS_NAME(limits),
+    qpass::refuse_no_limits,
+    nullptr,
+    qpass::no_limits_scratch,
+    qpass::run_limits<qpass::read, qpass::multiply, qpass::multiply_floats>,
+    1,
+    nullptr};

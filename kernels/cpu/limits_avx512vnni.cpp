@@ -52,22 +52,14 @@ uint32_t read(const uint8_t* line, int64_t count) {
   return static_cast<uint32_t>(_mm512_reduce_add_epi32(seen[0]));
 }
 
-void run(const Limits& c, const Part& part, void*) {
-  const int64_t count = part.row_end - part.row_begin;
-  if (c.lines) {
-    leave(c, read(c.lines + part.row_begin * kLine, count));
-    return;
-  }
-  leave(c, c.number == Number::int8 ? multiply(count) : multiply_floats(count));
-}
-
 }  // namespace
 }  // namespace qpass
 
-QPASS_KERNEL(Limits, limits) = {QPASS_NAME(limits),
-                                qpass::refuse_no_limits,
-                                nullptr,
-                                qpass::no_limits_scratch,
-                                qpass::run,
-                                1,
-                                nullptr};
+QPASS_KERNEL(Limits, limits) = {
+    QPASS_NAME(limits),
+    qpass::refuse_no_limits,
+    nullptr,
+    qpass::no_limits_scratch,
+    qpass::run_limits<qpass::read, qpass::multiply, qpass::multiply_floats>,
+    1,
+    nullptr};
