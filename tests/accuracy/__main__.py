@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from qpass.report.table import Table
-from tests.accuracy import images, language, sentences, speech
-from tests.accuracy.grid import METHODS, SETTINGS, recipe
+from tests.accuracy.grid import METHODS, SETTINGS
+from tests.accuracy.rows import TASKS, Row, measure
 from tests.accuracy.task import JUDGED, Measured, Task
 from tests.results import ROOT, Results
 
 STORE = ROOT / ".data" / "accuracy.jsonl"
-TASKS = {
-    "smollm2": language.TASK,
-    "minilm": sentences.TASK,
-    "dinov2": images.TASK,
-    "whisper": speech.TASK,
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model quantized one way, measured with one seed."""
-
-    model: str
-    setting: str
-    method: str
-    seed: int
-    amount: int
-    every: int
-
-    @property
-    def name(self) -> str:
-        """What its result is kept under."""
-        return (
-            f"{self.model}, {self.setting}, {self.method}, seed {self.seed}, "
-            f"{self.amount} samples, every {self.every}"
-        )
-
-    def measured(self) -> Measured:
-        found = recipe(self.setting, self.method, self.seed)
-        return TASKS[self.model].measured(found, self.amount, self.every)
 
 
 def main() -> None:
@@ -73,7 +39,7 @@ def main() -> None:
     known = {name: Measured(**found) for name, found in kept.items()}  # type: ignore
     rows = sorted(_rows(given), key=lambda row: row.seed)
     missing = [row for row in rows if row.name not in known]
-    for row, found in _measured(missing, given.jobs, time.time() + 60 * given.minutes):
+    for row, found in measure(missing, given.jobs, time.time() + 60 * given.minutes):
         known[row.name] = found
         store.add(row.name, asdict(found))
         values = ", ".join(f"{n} {v:.4g}" for n, v in found.values.items())
@@ -84,29 +50,6 @@ def main() -> None:
         print(_table(model, of, known).text())  # noqa: T201
     if left:
         print(f"{left} of {len(rows)} rows are not measured yet: run it again")  # noqa: T201
-
-
-def _measured(rows: Sequence[Row], jobs: int, deadline: float) -> Iterator[tuple[Row, Measured]]:
-    """Rows as they are done, `jobs` at a time, each of which has its part of the processors.
-
-    Rows of few threads side by side take less time than rows of many threads one after another.
-    """
-    if not rows:
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,))
-    try:
-        asked = {pool.submit(_measured_before, row, deadline): row for row in rows}
-        for done in as_completed(asked):
-            if (found := done.result()) is not None:
-                yield asked[done], found
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _measured_before(row: Row, deadline: float) -> Measured | None:
-    return row.measured() if time.time() < deadline else None
 
 
 def _rows(given: argparse.Namespace) -> Iterator[Row]:
