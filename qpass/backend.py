@@ -82,8 +82,8 @@ class Options:
     as compiled. `isa` names the newest CPU instruction set that the operators of the graph may use
     (portable, avx2, vnni or amx), for comparisons: one that has no kernel of it, or none for a
     call, uses the next lower set. What is chosen to be quantized does not depend on it.
-    `reduce_overhead` compiles the calls between operators too, in graphs that write tokens on a
-    CPU: a token then takes less time, and compiling such a graph about twice as long.
+    `reduce_overhead` records what a graph that writes one token does on a CPU, and does that again
+    for the next tokens without the calls in between: the same steps in less time, for up to 16 MB.
     """
 
     recipe: RecipeLike = "auto"
@@ -92,7 +92,7 @@ class Options:
     strict: bool = False
     free_weights: bool = False
     isa: str | None = None
-    reduce_overhead: bool = False
+    reduce_overhead: bool = True
 
     @staticmethod
     def read(given: Mapping[str, object]) -> Options:
@@ -153,7 +153,7 @@ def _compile(
         return _untouched(gm, examples, config)
     plan, program, notes = _quantized(traced, examples, options)
     compiled = lower(
-        replace(traced, program=program), examples, config, calls_in_cpp=options.reduce_overhead
+        replace(traced, program=program), examples, config, replay=options.reduce_overhead
     )
     if options.save_plan is not None:
         _save(plan, options.save_plan, given)

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernel.hpp"
+#include "tape.hpp"
 
 namespace qpass {
 
@@ -51,9 +52,13 @@ inline int32_t shim_type(Float type) {
   }
 }
 
-inline Tensor dense(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+// A copy with nothing between its numbers.
+inline Tensor copied(const Tensor& t) {
+  refuse_recording();
+  return torch::stable::contiguous(t);
 }
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : copied(t); }
 
 inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(dense(*t)) : std::nullopt;

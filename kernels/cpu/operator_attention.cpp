@@ -22,7 +22,7 @@ constexpr int64_t kRange = 128;
 // numbers of an axis lie side by side in what a kernel reads
 Tensor side_by_side(const Tensor& t) {
   const int64_t last = t.dim() - 1;
-  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+  return t.size(last) <= 1 || t.stride(last) == 1 ? t : copied(t);
 }
 
 Heads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
@@ -59,6 +59,7 @@ void read_mask(Attention& c, const Tensor& mask, std::optional<Tensor>& kept) {
   }
   c.mask = {mask.data_ptr(), strides[0], strides[1], strides[2]};
   if (c.s == 1 || (sizes[3] == c.s && strides[3] == 1)) return;
+  refuse_recording();
   kept = empty({sizes, 3}, c.s, c.boolean ? aoti_torch_dtype_bool() : shim_type(c.mask_type));
   const int64_t bytes = bytes_of(type);
   const char* from = static_cast<const char*>(mask.data_ptr());
@@ -193,9 +194,14 @@ Tensor attention(Tensor query_in, Tensor key_in, Tensor value_in, std::optional<
   const Tensor out = strided(4, sizes, strides, shim_type(c.type));
   c.out = out.data_ptr();
   if (out.numel() && c.s == 0) {
-    std::memset(c.out, 0, static_cast<size_t>(out.numel() * bytes_of(type)));
+    perform([to = c.out, bytes = static_cast<size_t>(out.numel() * bytes_of(type))] {
+      std::memset(to, 0, bytes);
+    });
   } else if (out.numel()) {
-    run_attention(c);
+    perform([c] {
+      Attention call = c;
+      run_attention(call);
+    });
   }
   return out;
 }

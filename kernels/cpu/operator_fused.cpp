@@ -53,7 +53,7 @@ Strided rows_of(const Tensor& x) {
     uniform = uniform && strides[d] == expected && row > 0;
     expected *= sizes[d];
   }
-  if (!uniform) return {torch::stable::contiguous(x), n};
+  if (!uniform) return {copied(x), n};
   return {x, row ? row : n};
 }
 
@@ -68,7 +68,13 @@ Tensor multiply(const Product& p, Rows& rows, const Tensor& x) {
   c.out_type = rows.type;
   const Tensor out = empty(leading(x), p.out_features, shim_type(c.out_type));
   c.out = out.data_ptr();
-  if (c.m) run_codes(c, &rows);
+  if (c.m) {
+    perform([c, rows] {
+      LinearCodes call = c;
+      Rows from = rows;
+      run_codes(call, &from);
+    });
+  }
   return out;
 }
 

@@ -31,8 +31,28 @@ Tensor linear_codes(Tensor codes_in, Tensor scales_in, Tensor lines, Tensor row_
   c.codes = static_cast<const int8_t*>(codes.data_ptr());
   c.scales = static_cast<const float*>(scales.data_ptr());
   c.out = out.data_ptr();
-  run_codes(c);
+  perform([c] {
+    LinearCodes call = c;
+    run_codes(call);
+  });
   return out;
+}
+
+// A float times a weight, in memory of its own where the kernel wants some.
+void run_real(LinearReal c) {
+  const Kernel<LinearReal>& kernel = choose(c);
+  Pieces pieces;
+  if (kernel.prepare) {
+    const int64_t rows = rounded_up(c.m, kernel.rows_at_once);
+    // room for float64 too, which the portable kernel computes in
+    const size_t padded = pieces.add<double>(rows * (c.weight.padded_k() + kLine));
+    const size_t sums = pieces.add<float>(c.m * c.weight.groups);
+    char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
+    c.padded = reinterpret_cast<float*>(memory + padded);
+    c.sums = reinterpret_cast<float*>(memory + sums);
+  }
+  run_linear(c, kernel);
+  call_memory.release_large();
 }
 
 Tensor linear_real(Tensor x_in, Tensor lines, Tensor row_scales, std::optional<Tensor> group_scales,
@@ -49,19 +69,7 @@ Tensor linear_real(Tensor x_in, Tensor lines, Tensor row_scales, std::optional<T
   if (c.m == 0) return out;
   c.x = x.data_ptr();
   c.out = out.data_ptr();
-  const Kernel<LinearReal>& kernel = choose(c);
-  Pieces pieces;
-  if (kernel.prepare) {
-    const int64_t rows = rounded_up(c.m, kernel.rows_at_once);
-    // room for float64 too, which the portable kernel computes in
-    const size_t padded = pieces.add<double>(rows * (c.weight.padded_k() + kLine));
-    const size_t sums = pieces.add<float>(c.m * c.weight.groups);
-    char* memory = static_cast<char*>(call_memory.reserve(pieces.bytes()));
-    c.padded = reinterpret_cast<float*>(memory + padded);
-    c.sums = reinterpret_cast<float*>(memory + sums);
-  }
-  run_linear(c, kernel);
-  call_memory.release_large();
+  perform([c] { run_real(c); });
   return out;
 }
 
@@ -77,7 +85,7 @@ Tensor hadamard(Tensor x_in, Tensor signs, Tensor factor, int64_t power) {
   const Tensor out = empty(leading(x), c.n, shim_type(c.type));
   c.x = x.data_ptr();
   c.out = out.data_ptr();
-  run_rows(c);
+  perform([c] { run_rows(c); });
   return out;
 }
 
@@ -102,8 +110,10 @@ std::tuple<Tensor, Tensor> clipped_rows(Tensor x_in, int64_t low, int64_t high, 
   c.x = x.data_ptr();
   c.codes = static_cast<int8_t*>(codes.data_ptr());
   c.scales = static_cast<float*>(scales.data_ptr());
-  if (c.n == 0) std::memset(c.scales, 0, static_cast<size_t>(c.m) * sizeof(float));
-  run_rows(c);
+  perform([c] {
+    if (c.n == 0) std::memset(c.scales, 0, static_cast<size_t>(c.m) * sizeof(float));
+    run_rows(c);
+  });
   return {codes, scales};
 }
 
@@ -112,6 +122,16 @@ std::tuple<Tensor, Tensor> quantize_rows(Tensor x, int64_t bits, std::optional<T
   require(bits >= 2 && bits <= 8, "quantize_rows", "activation codes have 2 to 8 bits");
   const int64_t last = (int64_t{1} << (bits - 1)) - 1;
   return clipped_rows(x, -last, last, 1.0, signs, factor, power);
+}
+
+void look_up(const Embedding& c) {
+  for (int64_t i = 0; i < c.m; ++i) {
+    if (c.indices[i] < 0 || c.indices[i] >= c.rows) {
+      throw std::out_of_range("qpass::embedding: index " + std::to_string(c.indices[i]) +
+                              " lies outside the table of " + std::to_string(c.rows) + " rows");
+    }
+  }
+  if (c.m && c.n) run_parts(choose(c), c, c.m, 1, static_cast<double>(c.m * c.n));
 }
 
 Tensor embedding(Tensor indices_in, Tensor codes_in, Tensor scales_in, ScalarType dtype) {
@@ -126,21 +146,30 @@ Tensor embedding(Tensor indices_in, Tensor codes_in, Tensor scales_in, ScalarTyp
       op, "scales are float32 [v]");
   const bool wide = indices_in.scalar_type() == ScalarType::Long;
   require(wide || indices_in.scalar_type() == ScalarType::Int, op, "indices are int64 or int32");
+  if (!wide) refuse_recording();
   const Tensor indices = dense(wide ? indices_in : torch::stable::to(indices_in, ScalarType::Long));
   c.m = indices.numel();
   c.indices = static_cast<const int64_t*>(indices.data_ptr());
-  for (int64_t i = 0; i < c.m; ++i) {
-    if (c.indices[i] < 0 || c.indices[i] >= c.rows) {
-      throw std::out_of_range("qpass::embedding: index " + std::to_string(c.indices[i]) +
-                              " lies outside the table of " + std::to_string(c.rows) + " rows");
-    }
-  }
   c.out_type = float_type(dtype, op);
   const Tensor out = empty(indices.sizes(), c.n, shim_type(c.out_type));
   c.codes = static_cast<const int8_t*>(codes.data_ptr());
   c.scales = static_cast<const float*>(scales.data_ptr());
   c.out = out.data_ptr();
-  if (c.m && c.n) run_parts(choose(c), c, c.m, 1, static_cast<double>(c.m * c.n));
+  perform([c] { look_up(c); });
+  return out;
+}
+
+Tensor materialize(Tensor x_in) {
+  const Tensor x = dense(x_in);
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
+  const auto sizes = x.sizes();
+  const Tensor out =
+      sizes.empty() ? strided(0, nullptr, nullptr, type) : empty(leading(x), last_size(x), type);
+  perform([to = out.data_ptr(), from = x.data_ptr(),
+           bytes = static_cast<size_t>(x.numel()) * x.element_size()] {
+    if (bytes) std::memcpy(to, from, bytes);
+  });
   return out;
 }
 
@@ -154,4 +183,5 @@ STABLE_TORCH_LIBRARY_IMPL(qpass, CPU, library) {
   library.impl("linear.codes", TORCH_BOX(&qpass::linear_codes));
   library.impl("linear.real", TORCH_BOX(&qpass::linear_real));
   library.impl("embedding", TORCH_BOX(&qpass::embedding));
+  library.impl("materialize", TORCH_BOX(&qpass::materialize));
 }

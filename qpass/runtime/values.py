@@ -39,12 +39,22 @@ def stamp(tensor: Tensor) -> State:
 
 
 def stamps(tensors: Sequence[Tensor]) -> Stamps:
-    """The stamps of many tensors, for comparison with earlier ones; this runs at every call."""
-    places = map(Tensor.data_ptr, tensors)
+    """The stamps of many tensors, for comparison with earlier ones."""
+    return stamp_reader(tensors)(tensors)
+
+
+def stamp_reader(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Stamps]:
+    """What takes the stamps of these very tensors, fast enough for every call."""
     # tensors made in inference mode have no versions
-    if any(map(Tensor.is_inference, tensors)):
-        return tuple(places)
-    return (*places, *map(_version, tensors))
+    return _places if any(map(Tensor.is_inference, tensors)) else _places_and_versions
+
+
+def _places(tensors: Sequence[Tensor]) -> Stamps:
+    return tuple(map(Tensor.data_ptr, tensors))
+
+
+def _places_and_versions(tensors: Sequence[Tensor]) -> Stamps:
+    return (*map(Tensor.data_ptr, tensors), *map(_version, tensors))
 
 
 def free(tensor: Tensor) -> None:

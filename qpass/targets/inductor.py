@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,19 +13,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.exc import CppCompileError, CppWrapperCodegenError, InductorError
 
 from qpass.capture.dynamo import Traced
 from qpass.errors import StateError
 from qpass.ir import Program, Weight, edit, read
+from qpass.ir.alias import written_memory
 from qpass.ir.program import copy
 from qpass.quantize.linears import Prepared
 from qpass.runtime.device import graph_device
 from qpass.runtime.packs import AsFloat, Form, depends_on, prepared
-from qpass.runtime.values import Stamps, is_freed, stamps
-from qpass.targets.wrapper import AS_CPP, writes_tokens
-
-log = logging.getLogger("qpass")
+from qpass.runtime.values import Stamps, is_freed, stamp_reader, stamps
+from qpass.targets.replay import Replay, writes_tokens
 
 Compiled = Callable[..., Sequence[object]]
 
@@ -40,14 +37,14 @@ def lower(
     examples: Sequence[object],
     config: Mapping[str, object] | None = None,
     *,
-    calls_in_cpp: bool = False,
+    replay: bool = False,
 ) -> Lowered:
     """Compile a traced program for the arguments that dynamo will pass.
 
     Parameters that no pass has changed stay arguments; every other weight is prepared once for the
     tensors it comes from, and again when their values change. `examples` are the arguments at the
-    time of tracing, `config` are settings of inductor. With `calls_in_cpp` the calls between the
-    operators of a graph that writes tokens are C++, where that compiles.
+    time of tracing, `config` are settings of inductor. With `replay` a graph that writes tokens is
+    recorded and run again without the calls between its operators, where that can be done.
     """
     graph, layout = _lay_out(traced, examples)
     first = layout.bind(examples)
@@ -56,24 +53,19 @@ def lower(
     if layout.device.type != "cpu":
         inner["inner_compile"] = _knowing_statics(_statics(traced, layout, arguments))
     settings = {**_TRUSTED, **(config or {})}
-
-    def compile_with(more: Mapping[str, object]) -> Compiled:
+    written = written_memory(graph)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    recorded = replay and layout.device.type == "cpu" and writes_tokens(graph.nodes)
+    with torch.no_grad(), _fixed_shapes(first.prepared):
         # a copy, as inductor changes what it compiles
         compiled = compile_fx(
             fx.GraphModule(nn.Module(), copy(graph)),
             cast("Any", arguments),
-            config_patches=cast("dict[str, Any]", {**more, **settings}),
+            config_patches=cast("dict[str, Any]", settings),
             **inner,
         )
-        return cast("Compiled", compiled)
-
-    with torch.no_grad(), _fixed_shapes(first.prepared):
-        if calls_in_cpp and layout.device.type == "cpu" and writes_tokens(graph.nodes):
-            try:
-                return Lowered(compile_with(AS_CPP), layout)
-            except (InductorError, CppWrapperCodegenError, CppCompileError) as error:
-                log.info("the calls between operators stay in Python: %s", error)
-        return Lowered(compile_with({}), layout)
+    places = frozenset(i for i, node in enumerate(inputs) if node in written)
+    return Lowered(cast("Compiled", compiled), layout, places if recorded else None)
 
 
 def _statics(traced: Traced, layout: _Layout, arguments: Sequence[object]) -> list[int]:
@@ -220,16 +212,31 @@ def _origin(program: Program, node: fx.Node, places: Mapping[str, int | None]) -
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ready:
+    """The graph with the prepared tensors of one set of parameters, while these stay as they are.
+
+    That is, while `read` finds the same `stamps`.
+    """
+
+    read: Callable[[Sequence[Tensor]], Stamps]
+    stamps: Stamps
+    run: Compiled
+
+
+@final
 class Lowered:
     """Runs the compiled graph with the prepared weights of the parameters that a call brings."""
 
-    def __init__(self, compiled: Compiled, layout: _Layout) -> None:
+    def __init__(self, compiled: Compiled, layout: _Layout, written: frozenset[int] | None) -> None:
         self._compiled = compiled
         self._layout = layout
+        # the arguments that are written to, of a graph whose calls are recorded
+        self._written = written
         self._kept = layout.kept
         self._places = tuple(layout.places.values())
         # dynamo calls one graph with the parameters of every module that fits its guards
-        self._bound: dict[tuple[int, ...], _Bound] = {}
+        self._bound: dict[tuple[int, ...], _Ready] = {}
         self._alive: dict[tuple[int, ...], list[weakref.ref[Tensor]]] = {}
         self._lock = threading.Lock()
 
@@ -237,9 +244,9 @@ class Lowered:
         sources = [cast("Tensor", arguments[i]) for i in self._places]
         key = tuple(map(id, sources))
         bound = self._bound.get(key)
-        if bound is None or bound.stamps != stamps(sources):
+        if bound is None or bound.stamps != bound.read(sources):
             bound = self._bind(key, sources, arguments)
-        return self._compiled(*[arguments[i] for i in self._kept], *bound.prepared)
+        return bound.run(*[arguments[i] for i in self._kept])
 
     def passed(self, arguments: Sequence[object]) -> list[object]:
         """The arguments that the compiled graph takes as they are."""
@@ -247,15 +254,21 @@ class Lowered:
 
     def _bind(
         self, key: tuple[int, ...], sources: Sequence[Tensor], arguments: Sequence[object]
-    ) -> _Bound:
+    ) -> _Ready:
         def forget(_: object) -> None:
             self._bound.pop(key, None)
             self._alive.pop(key, None)
 
         with self._lock:
-            bound = self._layout.bind(arguments)
+            parts = self._layout.bind(arguments)
+            bound = _Ready(stamp_reader(sources), parts.stamps, self._with(parts.prepared))
             if key not in self._alive:
                 # the same ids may come again for other tensors once one of these is gone
                 self._alive[key] = [weakref.ref(source, forget) for source in sources]
             self._bound[key] = bound
         return bound
+
+    def _with(self, prepared: Sequence[Tensor]) -> Compiled:
+        if self._written is not None:
+            return Replay(self._compiled, prepared, self._written)
+        return lambda *kept: self._compiled(*kept, *prepared)
