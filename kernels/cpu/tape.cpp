@@ -68,11 +68,15 @@ QPASS_EXPORT int qpass_tape_add_call(void* tape, void* function, const int64_t* 
   return 1;
 }
 
-// null once all is done, else why it is not
-QPASS_EXPORT const char* qpass_tape_run(void* tape) {
+QPASS_EXPORT void qpass_tape_shorten(void* tape, int64_t size) {
+  static_cast<Tape*>(tape)->shorten(size);
+}
+
+// does the steps of [begin, end); null once all are done, else why not
+QPASS_EXPORT const char* qpass_tape_run(void* tape, int64_t begin, int64_t end) {
   auto* const steps = static_cast<Tape*>(tape);
   try {
-    steps->run();
+    steps->run(begin, end);
     return nullptr;
   } catch (const std::exception& error) {
     steps->error = error.what();

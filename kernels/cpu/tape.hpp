@@ -19,8 +19,13 @@ class Tape {
   void refuse() { refused_ = true; }
   bool refused() const { return refused_; }
   int64_t size() const { return static_cast<int64_t>(steps_.size()); }
-  void run() const {
-    for (const auto& step : steps_) step();
+  // forgets the last steps, and that one of them was refused
+  void shorten(int64_t size) {
+    steps_.resize(static_cast<size_t>(size));
+    refused_ = false;
+  }
+  void run(int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) steps_[static_cast<size_t>(i)]();
   }
   // why the last run in vain was so
   std::string error;

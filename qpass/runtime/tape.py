@@ -54,9 +54,13 @@ class Tape:
         words = (ctypes.c_int64 * len(arguments))(*arguments)
         return bool(_library().qpass_tape_add_call(self._handle, function, words, len(words)))
 
-    def run(self) -> None:
-        """Do all steps; raises `StateError` where one fails, which leaves the rest undone."""
-        if (why := self._run(self._handle)) is not None:
+    def shorten(self, size: int) -> None:
+        """Forget all steps but the first `size`, and that an operator refused."""
+        _library().qpass_tape_shorten(self._handle, size)
+
+    def run(self, begin: int, end: int) -> None:
+        """Do some steps; raises `StateError` where one fails, which leaves the rest undone."""
+        if (why := self._run(self._handle, begin, end)) is not None:
             raise StateError(f"a recorded step failed: {why.decode(errors='replace')}")
 
 
@@ -71,7 +75,8 @@ def _library() -> ctypes.CDLL:
         "refused": (ctypes.c_int, [handle]),
         "size": (ctypes.c_int64, [handle]),
         "add_call": (ctypes.c_int, [handle, handle, words, ctypes.c_int64]),
-        "run": (ctypes.c_char_p, [handle]),
+        "shorten": (None, [handle, ctypes.c_int64]),
+        "run": (ctypes.c_char_p, [handle, ctypes.c_int64, ctypes.c_int64]),
     }
     for name, (result, arguments) in declared.items():
         function = library[f"qpass_tape_{name}"]

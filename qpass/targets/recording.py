@@ -1,7 +1,7 @@
 """One call of a compiled graph as steps with addresses: operators, and the loops of inductor.
 
 Everything that the call does is seen: operators by a dispatch mode, loops by their names in the
-module that inductor wrote. Where it does anything else, there is no recording.
+module that inductor wrote. Operators that are not qpass's own are called again as they were.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, ModuleType
 from typing import Any, cast, final
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qpass.runtime.tape import Tape
 
@@ -30,6 +31,12 @@ SHORT = 1 << 16
 # bytes of what the steps write, which is kept for good
 MOST_MEMORY = 1 << 24
 
+# operators whose results, or sizes of results, do not follow from what they are given
+_UNLIKE = {
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+}
 # a name that every module of inductor's has
 _MARK = "empty_strided_cpu"
 
@@ -91,6 +98,8 @@ class Recording(TorchDispatchMode):
         self._tape = Tape()
         # by their places in memory: what the steps read and write
         self._held: dict[int, Tensor] = {}
+        # operators to call again, each before a step
+        self._calls: list[tuple[int, _Call]] = []
         self._thread = threading.get_ident()
         self.why_not: str | None = None
 
@@ -100,15 +109,14 @@ class Recording(TorchDispatchMode):
             made = compiled(*self._given, *self._fixed)
         results = [self._result(value) for value in made]
         made_at = [r.value.untyped_storage().data_ptr() for r in results if isinstance(r, _Made)]
-        if self._tape.refused:
-            self._refuse("an operator had to copy what it was given")
         if len(set(made_at)) < len(made_at):
             self._refuse("results share memory")
         if sum(tensor.untyped_storage().nbytes() for tensor in self._own()) > MOST_MEMORY:
             self._refuse("what it computes takes much memory")
         if self.why_not is None:
             held = [*self._own(), *self._fixed]
-            recorded = Recorded(self._tape, self._given, self._copies, held, results)
+            steps = _Steps(self._tape, self._calls, held)
+            recorded = Recorded(steps, self._given, self._copies, results)
             return recorded, [result.of(self._arguments) for result in results]
         # no step will write to what was made
         values = zip(results, made, strict=True)
@@ -121,15 +129,49 @@ class Recording(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        before = len(self._tape)
-        made = func(*args, **(kwargs or {}))
-        if func.namespace == "qpass":
-            if len(self._tape) != before + 1:
-                self._refuse(f"{func} is no compiled operator")
-        elif not func.is_view:
-            self._refuse(f"it calls {func}")
+        kwargs = kwargs or {}
+        before, known = len(self._tape), self._known()
+        made: object = func(*args, **kwargs)
+        recorded = len(self._tape) == before + 1 and not self._tape.refused
+        if not func.is_view and not (func.namespace == "qpass" and recorded):
+            self._tape.shorten(before)
+            self._call_again(func, args, kwargs, made, known)
         self._hold(tree_leaves((args, kwargs, made)))
         return made
+
+    def _known(self) -> frozenset[int]:
+        """Where there is memory that outlives a call of the graph."""
+        return frozenset((*self._held, *_storages([*self._given, *self._fixed])))
+
+    def _call_again(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        made: object,
+        known: Set[int],
+    ) -> None:
+        """Keep a call whose results go where they went this time."""
+        results: list[object] = tree_leaves(made)
+        if not _UNLIKE.isdisjoint(func.tags) or not all(isinstance(r, Tensor) for r in results):
+            self._refuse(f"it calls {func}, whose results may be others each time")
+            return
+        tensors = cast("list[Tensor]", results)
+        # others were written to where they are
+        new = [r.untyped_storage().data_ptr() not in known for r in tensors]
+        given = tree_map(self._source, (args, dict(kwargs)))
+        self._calls.append((len(self._tape), _Call(func, given, tensors, new)))
+
+    def _source(self, value: object) -> object:
+        """Where an operator finds one of its arguments when it is called again."""
+        if not isinstance(value, Tensor):
+            return value
+        at = _storages(self._given).get(value.untyped_storage().data_ptr())
+        if at is None or at in self._copies:
+            return value
+        if (found := self._argument(value, at)) is None:
+            self._refuse("an operator reads another view of an argument")
+        return found
 
     @contextmanager
     def _loops(self) -> Generator[None]:
@@ -176,18 +218,24 @@ class Recording(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return _Constant(value)
         place = value.untyped_storage().data_ptr()
-        if (at := _storages(self._given).get(place)) is not None:
-            given = cast("Tensor", self._given[at])
-            if value is given:
-                return _Argument(at, None)
-            if value.dtype is given.dtype and not value.requires_grad:
-                offset = int(value.storage_offset() - given.storage_offset())
-                return _Argument(at, (value.shape, value.stride(), offset))
+        at = _storages(self._given).get(place)
+        if at is not None and (found := self._argument(value, at)) is not None:
+            return found
         if at is not None or place in _storages(self._fixed) or value.requires_grad:
             self._refuse("a result is another view of an argument")
         elif value.clone().stride() != value.stride():
             self._refuse("a result is not dense")
         return _Made(value)
+
+    def _argument(self, value: Tensor, at: int) -> _Argument | None:
+        """A view of the memory of an argument."""
+        given = cast("Tensor", self._given[at])
+        if value is given:
+            return _Argument(at, None)
+        if value.dtype is not given.dtype or value.requires_grad:
+            return None
+        offset = int(value.storage_offset() - given.storage_offset())
+        return _Argument(at, (value.shape, value.stride(), offset))
 
     def _refuse(self, why: str) -> None:
         self.why_not = self.why_not or why
@@ -197,8 +245,9 @@ def _storages(values: Sequence[object]) -> dict[int, int]:
     """Where memory begins, and which of the values first has it."""
     found: dict[int, int] = {}
     for at, value in enumerate(values):
-        if isinstance(value, Tensor):
-            found.setdefault(value.untyped_storage().data_ptr(), at)
+        # what is empty lies nowhere
+        if isinstance(value, Tensor) and (place := value.untyped_storage().data_ptr()):
+            found.setdefault(place, at)
     return found
 
 
@@ -241,24 +290,69 @@ class _Made:
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """An operator, what it is given, and where its results are; those that are `new` go there."""
+
+    func: OpOverload
+    given: object
+    results: Sequence[Tensor]
+    new: Sequence[bool]
+
+    def run(self, arguments: Sequence[object]) -> None:
+        """Call the operator on what the graph is given this time."""
+
+        def found(value: object) -> object:
+            return value.of(arguments) if isinstance(value, _Argument) else value
+
+        args, kwargs = cast("tuple[Any, Any]", tree_map(found, self.given))
+        made = cast("list[Tensor]", tree_leaves(self.func(*args, **kwargs)))
+        for result, value, new in zip(self.results, made, self.new, strict=True):
+            if new:
+                result.copy_(value)
+
+
+@final
+class _Steps:
+    """Steps of a tape, with calls before some of them, and the memory that both need."""
+
+    def __init__(
+        self, tape: Tape, calls: Sequence[tuple[int, _Call]], held: Sequence[Tensor]
+    ) -> None:
+        self._tape = tape
+        self._calls = calls
+        self._end = len(tape)
+        self._held = held
+
+    def run(self, arguments: Sequence[object]) -> None:
+        """Do all of it; raises `StateError` where a step fails."""
+        begin = 0
+        if self._calls:
+            with torch.no_grad():
+                for at, call in self._calls:
+                    self._tape.run(begin, at)
+                    call.run(arguments)
+                    begin = at
+        self._tape.run(begin, self._end)
+
+
+@final
 class Recorded:
-    """Steps, the places of the arguments that they were made for, and all other memory they need.
+    """Steps, and the places of the arguments that they were made for.
 
     Arguments are not kept alive: whoever brings them again has them.
     """
 
     def __init__(
         self,
-        tape: Tape,
+        steps: _Steps,
         given: Sequence[object],
         copies: Mapping[int, Tensor],
-        held: Sequence[Tensor],
         results: Sequence[_Constant | _Argument | _Made],
     ) -> None:
-        self._tape = tape
+        self._steps = steps
         self._places = [g.data_ptr() if isinstance(g, Tensor) else g for g in given]
         self._copies = [(i, tensor, tensor.data_ptr()) for i, tensor in copies.items()]
-        self._held = held
         self._results = results
 
     def fits(self, places: Sequence[object], arguments: Sequence[object]) -> bool:
@@ -275,5 +369,5 @@ class Recorded:
         """Run the steps; raises `StateError` where one fails."""
         for at, copy, place in self._copies:
             ctypes.memmove(place, cast("int", places[at]), copy.nbytes)
-        self._tape.run()
+        self._steps.run(arguments)
         return [result.of(arguments) for result in self._results]
