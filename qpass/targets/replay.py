@@ -94,14 +94,22 @@ class Replay:
         last, self._last = self._last, places
         if len(last) == len(places):
             moved = [i for i, (a, b) in enumerate(zip(last, places, strict=True)) if a != b]
-            if all(self._may_move(i, arguments[i]) for i in moved):
+            if all(self._may_move(i, arguments) for i in moved):
                 self._moving.update(moved)
                 return self._record(arguments)
         return self._compiled(*arguments, *self._fixed)
 
-    def _may_move(self, at: int, argument: object) -> bool:
+    def _may_move(self, at: int, arguments: Sequence[object]) -> bool:
         """Whether an argument can be copied to one place whenever it comes."""
-        return at not in self._written and isinstance(argument, Tensor) and is_short(argument)
+        argument = arguments[at]
+        if not isinstance(argument, Tensor) or not is_short(argument):
+            return False
+        # nothing of it may be written to, under whatever name
+        place = argument.untyped_storage().data_ptr()
+        written = (arguments[i] for i in self._written)
+        return all(
+            not isinstance(w, Tensor) or w.untyped_storage().data_ptr() != place for w in written
+        )
 
     def _record(self, arguments: tuple[object, ...]) -> Sequence[object]:
         if not _ONE.acquire(blocking=False):

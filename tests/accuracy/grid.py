@@ -49,12 +49,14 @@ class Method:
 
 # transforms that are searched by gradients take minutes, and pay where few bits read a value
 FEW_BITS = ("W4A8", "W4A4")
+# reconstruction takes a quarter of an hour, and pays most where points are few
+FEW_POINTS = ("W2A16 g64", "MXFP4")
 
 METHODS = {
     "nearest": Method({"rotation": "off", "rounding": "nearest"}),
     "rounding": Method({"rotation": "off", "rounding": "auto"}),
     "rounding, blocks": Method(
-        {"rotation": "off", "rounding": "auto", "refine": "blocks"}, settings=()
+        {"rotation": "off", "rounding": "auto", "refine": "blocks"}, settings=FEW_POINTS
     ),
     "rotated, nearest": Method({"rotation": "on", "rounding": "nearest"}, True, settings=()),
     "rotated, rounding": Method({"rotation": "on", "rounding": "auto"}, True),
