@@ -45,14 +45,15 @@ def _made(
     where: Path, steps: list[list[str]], below: str | None, settings: Mapping[str, str]
 ) -> Path:
     python, done = where / "bin" / "python", where / "installed"
-    if done.exists():
-        return python
-    where.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", where], check=True)
+    if not done.exists():
+        where.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", where], check=True)
     if below is not None:
         site = next(where.glob("lib/python*/site-packages"))
-        # `addsitedir`, so that the `.pth` files there count too
+        # `addsitedir`, so that the `.pth` files there count too; the other may have moved since
         (site / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
+    if done.exists():
+        return python
     for needs in steps:
         subprocess.run(
             [str(python), "-m", "pip", "install", "--quiet", *needs],
