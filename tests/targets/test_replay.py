@@ -231,6 +231,29 @@ def test_changed_weights_are_read_again(runs: list[int]) -> None:
 
 
 @torch.no_grad()
+def test_weights_are_watched_without_guards_of_modules(runs: list[int]) -> None:
+    made = seeded(Deep())
+    compiled = torch.compile(
+        made,
+        backend="qpass",
+        options={
+            "recipe": "w8a8",
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+        },
+    )
+    for change in (lambda w: w, lambda w: w.mul_(-1), lambda w: w.copy_(torch.eye(16))):
+        change(made.first.weight)
+        for i in range(CALLS):
+            want = made(row(i))
+            assert (compiled(row(i)) - want).norm() <= 0.05 * want.norm()
+    made.first.weight = nn.Parameter(torch.eye(16).flip(0), requires_grad=False)
+    for i in range(CALLS):
+        want = made(row(i))
+        assert (compiled(row(i)) - want).norm() <= 0.05 * want.norm()
+    assert runs
+
+
+@torch.no_grad()
 def test_strides_and_sizes_may_change() -> None:
     recorded, compiled = both(seeded(Deep()))
     wide = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,11 +61,15 @@ def load(variant: str, path: Path, threads: int, room: int) -> Torch:
 
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
     engine = Torch(model, room)
+    # nobody changes the modules here
+    options: dict[str, Any] = {
+        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    }
     if variant.startswith("qpass "):
-        options = {"recipe": variant.removeprefix("qpass "), "free_weights": True}
+        options |= {"recipe": variant.removeprefix("qpass "), "free_weights": True}
         model.compile(backend="qpass", options=options, dynamic=False)
     elif variant != "float32":
-        model.compile(dynamic=False)
+        model.compile(options=options, dynamic=False)
     return engine
 
 
