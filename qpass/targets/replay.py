@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import final
 
+import torch
 from torch import Tensor, fx
 
 from qpass.errors import StateError
@@ -34,9 +35,22 @@ _ONE = threading.Lock()
 
 
 def writes_tokens(nodes: Iterable[fx.Node]) -> bool:
-    """Whether a graph has many products, all of few rows, as when a language model decodes."""
+    """Whether a graph has many products, all of few rows, as when a language model decodes.
+
+    Its inputs are of fixed sizes: dynamo then holds them to what they were when it was recorded.
+    """
+    nodes = list(nodes)
     rows = [_rows(node.all_input_nodes[0]) for node in nodes if _is_product(node)]
-    return len(rows) >= MANY_PRODUCTS and all(m is not None and m <= FEW_ROWS for m in rows)
+    if len(rows) < MANY_PRODUCTS or not all(m is not None and m <= FEW_ROWS for m in rows):
+        return False
+    return all(_is_fixed(node.meta.get("val")) for node in nodes if node.op == "placeholder")
+
+
+def _is_fixed(value: object) -> bool:
+    if isinstance(value, Tensor):
+        sizes: tuple[object, ...] = (*value.shape, *value.stride())
+        return all(isinstance(n, int) for n in sizes)
+    return not isinstance(value, torch.SymInt)
 
 
 def _is_product(node: fx.Node) -> bool:
@@ -123,6 +137,7 @@ class Replay:
                 self._credit = 0 if self._module is None else self._credit
                 return found
             self._credit -= CALLS
+            self._moving = {i for i in self._moving if self._may_move(i, arguments)}
             recording = Recording(self._module, arguments, self._fixed, self._moving)
             self._recorded, found = recording.of(self._compiled)
         finally:

@@ -172,6 +172,28 @@ def test_what_the_graph_returns_of_its_inputs(runs: list[int]) -> None:
 
 
 @torch.no_grad()
+def test_sizes_that_dynamo_leaves_open_are_not_recorded(runs: list[int]) -> None:
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep = Deep()
+
+        def forward(self, x: Tensor, kept: Tensor) -> object:
+            return self.deep(x + kept.sum(0, keepdim=True))
+
+    made = seeded(Summing())
+    compiled = torch.compile(made, backend="qpass", options={"recipe": "w8a8"}, dynamic=True)
+    memory = torch.randn(12 * 16, generator=torch.Generator().manual_seed(0))
+    # other sizes and strides in one place
+    views = [memory[:96].view(6, 16), memory[:64].view(4, 16), memory.as_strided((5, 16), (32, 1))]
+    for kept in (*views, *views, *views):
+        want = made(row(0), kept)
+        assert isinstance(want, Tensor)
+        assert (compiled(row(0), kept) - want).norm() <= 0.05 * want.norm()
+    assert not runs
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a16-g64"])
 def test_caches_are_written(recipe: str, runs: list[int]) -> None:
     made = seeded(Caching())
