@@ -48,8 +48,7 @@ def writes_tokens(nodes: Iterable[fx.Node]) -> bool:
 
 def _is_fixed(value: object) -> bool:
     if isinstance(value, Tensor):
-        sizes: tuple[object, ...] = (*value.shape, *value.stride())
-        return all(isinstance(n, int) for n in sizes)
+        return all(map(_is_fixed, (*value.shape, *value.stride())))
     return not isinstance(value, torch.SymInt)
 
 
