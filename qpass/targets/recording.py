@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, ModuleType
@@ -95,6 +95,9 @@ class Recording(TorchDispatchMode):
         self._fixed = fixed
         self._copies = {i: cast("Tensor", arguments[i]).clone() for i in moving}
         self._given = [self._copies.get(i, given) for i, given in enumerate(arguments)]
+        # where memory lies that outlives a call of the graph
+        self._given_at = _storages(self._given)
+        self._fixed_at = _storages(fixed)
         self._tape = Tape()
         # by their places in memory: what the steps read and write
         self._held: dict[int, Tensor] = {}
@@ -130,18 +133,14 @@ class Recording(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        before, known = len(self._tape), self._known()
+        before = len(self._tape)
         made: object = func(*args, **kwargs)
         recorded = len(self._tape) == before + 1 and not self._tape.refused
         if not func.is_view and not (func.namespace == "qpass" and recorded):
             self._tape.shorten(before)
-            self._call_again(func, args, kwargs, made, known)
+            self._call_again(func, args, kwargs, made)
         self._hold(tree_leaves((args, kwargs, made)))
         return made
-
-    def _known(self) -> frozenset[int]:
-        """Where there is memory that outlives a call of the graph."""
-        return frozenset((*self._held, *_storages([*self._given, *self._fixed])))
 
     def _call_again(
         self,
@@ -149,7 +148,6 @@ class Recording(TorchDispatchMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         made: object,
-        known: Set[int],
     ) -> None:
         """Keep a call whose results go where they went this time."""
         results: list[object] = tree_leaves(made)
@@ -158,7 +156,9 @@ class Recording(TorchDispatchMode):
             return
         tensors = cast("list[Tensor]", results)
         # others were written to where they are
-        new = [r.untyped_storage().data_ptr() not in known for r in tensors]
+        known = (self._held, self._given_at, self._fixed_at)
+        places = [r.untyped_storage().data_ptr() for r in tensors]
+        new = [not any(place in some for some in known) for place in places]
         given = tree_map(self._source, (args, dict(kwargs)))
         self._calls.append((len(self._tape), _Call(func, given, tensors, new)))
 
@@ -166,7 +166,7 @@ class Recording(TorchDispatchMode):
         """Where an operator finds one of its arguments when it is called again."""
         if not isinstance(value, Tensor):
             return value
-        at = _storages(self._given).get(value.untyped_storage().data_ptr())
+        at = self._given_at.get(value.untyped_storage().data_ptr())
         if at is None or at in self._copies:
             return value
         if (found := self._argument(value, at)) is None:
@@ -218,10 +218,10 @@ class Recording(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return _Constant(value)
         place = value.untyped_storage().data_ptr()
-        at = _storages(self._given).get(place)
+        at = self._given_at.get(place)
         if at is not None and (found := self._argument(value, at)) is not None:
             return found
-        if at is not None or place in _storages(self._fixed) or value.requires_grad:
+        if at is not None or place in self._fixed_at or value.requires_grad:
             self._refuse("a result is another view of an argument")
         elif value.clone().stride() != value.stride():
             self._refuse("a result is not dense")

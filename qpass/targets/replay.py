@@ -4,8 +4,8 @@ Between the operators of a graph that writes one token lie microseconds of Pytho
 of allocation each, which add up to as much as the operators take. So, as CUDA graphs are recorded,
 one call is: the steps of the operators and of the loops that inductor compiled, with the addresses
 that they read and write. Later calls run the steps, if all that the graph is given lies where it
-lay; short inputs that are new every time are copied to one place. Whatever else a graph does is
-seen while it is recorded, and such a graph runs as it was compiled.
+lay; short inputs that are new every time are copied to one place. Operators that are not qpass's
+own are called again; a graph with what cannot be repeated, as random numbers, runs as compiled.
 """
 
 from __future__ import annotations
