@@ -2,13 +2,8 @@
 // chosen.
 #include <cstring>
 
+#include "exported.hpp"
 #include "select.hpp"
-
-#if defined(_WIN32)
-#define QPASS_EXPORT extern "C" __declspec(dllexport)
-#else
-#define QPASS_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace {
 

@@ -1,11 +1,6 @@
 // What Python times to know the limits of kernels.
+#include "exported.hpp"
 #include "share.hpp"
-
-#if defined(_WIN32)
-#define QPASS_EXPORT extern "C" __declspec(dllexport)
-#else
-#define QPASS_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 // Without lines, each of torch's threads multiplies `steps` steps; otherwise they share the reading
 // of `steps` lines. All of it `rounds` times over. Returns what was seen.

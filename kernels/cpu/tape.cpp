@@ -3,13 +3,8 @@
 
 #include <array>
 #include <exception>
-#include <memory>
 
-#if defined(_WIN32)
-#define QPASS_EXPORT extern "C" __declspec(dllexport)
-#else
-#define QPASS_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "exported.hpp"
 
 namespace {
 
