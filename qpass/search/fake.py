@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def fake(x: Tensor, spec: QuantSpec, clip: float = 1.0) -> Tensor:
     if spec.dynamic:
         y, ends = as_read(given, spec), None
         if spec.clip != 1 or not isinstance(spec.codes, Integers):
-            ends = y.reshape(-1, _length(x, spec)).aminmax(dim=-1, keepdim=True)
+            y_bl = y.reshape(-1, _length(x, spec))
+            ends = (y_bl.amin(-1, keepdim=True), y_bl.amax(-1, keepdim=True))
             if spec.symmetric:
                 top_b1 = torch.maximum(-ends[0], ends[1])
                 ends = (-top_b1, top_b1)
@@ -45,7 +48,9 @@ def fake(x: Tensor, spec: QuantSpec, clip: float = 1.0) -> Tensor:
         return y
     length = _length(x, spec)
     x_bl, y_bl = x.reshape(-1, length), y.reshape(-1, length)
-    return _passed(x_bl, y_bl, ends, symmetric=spec.symmetric).reshape(x.shape)
+    low_b1, high_b1 = (None, None) if ends is None else ends
+    y_bl = _Rounded.apply(x_bl, y_bl, low_b1, high_b1, spec.symmetric)
+    return y_bl.reshape(x.shape)
 
 
 def best_clip(x: Tensor, spec: QuantSpec) -> float:
@@ -62,7 +67,7 @@ def _stored(w_nk: Tensor, spec: QuantSpec, clip: float) -> tuple[Tensor, tuple[T
         values_bl, factor_n = w_nk.float().reshape(-1, _length(w_nk, spec)), _ONE
     else:
         values_bl, factor_n = scaled_blocks(w_nk, spec, grid)
-    low_b, high_b = values_bl.aminmax(dim=1)
+    low_b, high_b = values_bl.amin(1), values_bl.amax(1)
     zero_b = torch.zeros_like(low_b)
     if not grid.symmetric:
         scale_b = grid.stored((high_b - low_b) * (clip / (grid.high - grid.low)))
@@ -89,21 +94,44 @@ def _stored(w_nk: Tensor, spec: QuantSpec, clip: float) -> tuple[Tensor, tuple[T
     return y_bl.reshape(w_nk.shape), (torch.minimum(one, other), torch.maximum(one, other))
 
 
-def _passed(
-    x_bl: Tensor, y_bl: Tensor, ends: tuple[Tensor, Tensor] | None, *, symmetric: bool
-) -> Tensor:
-    """`y` with the gradient to `x`: what is not an entry itself moves with the extremes."""
-    given_bl = x_bl.detach()
-    if symmetric:
-        size_b1 = x_bl.gather(-1, given_bl.abs().argmax(-1, keepdim=True))
-    else:
-        low_b1, high_b1 = (given_bl.argmin(-1, keepdim=True), given_bl.argmax(-1, keepdim=True))
-        size_b1 = x_bl.gather(-1, high_b1) - x_bl.gather(-1, low_b1)
-    if ends is not None:
-        inside_bl = (given_bl >= ends[0]) & (given_bl <= ends[1])
-        x_bl, given_bl = x_bl * inside_bl, given_bl * inside_bl
-    rest_bl = (y_bl - given_bl) / _safe(size_b1.detach())
-    return torch.addcmul(x_bl.to(y_bl.dtype), size_b1.to(y_bl.dtype), rest_bl)
+class _Rounded(torch.autograd.Function):
+    """`y [b, l]` with the gradient to `x [b, l]`: what is no extreme itself moves with them.
+
+    `ends` are the ends of each block's grid, where entries may lie beyond it; see `fake`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x_bl: Tensor,
+        y_bl: Tensor,
+        low_b1: Tensor | None,
+        high_b1: Tensor | None,
+        symmetric: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x_bl, y_bl, low_b1, high_b1)
+        ctx.symmetric = symmetric
+        return y_bl.view_as(y_bl)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (grad_bl,) = grads
+        x_bl, y_bl, low_b1, high_b1 = ctx.saved_tensors
+        if ctx.symmetric:
+            at_be = x_bl.abs().argmax(-1, keepdim=True)
+            size_b1, signs_e = x_bl.gather(-1, at_be), x_bl.new_tensor([1.0])
+        else:
+            ends = (x_bl.argmin(-1, keepdim=True), x_bl.argmax(-1, keepdim=True))
+            at_be = torch.cat(ends, -1)
+            size_b1, signs_e = x_bl.gather(-1, at_be).diff(dim=-1), x_bl.new_tensor([-1.0, 1.0])
+        kept_bl, passed_bl = x_bl, grad_bl
+        if low_b1 is not None:
+            inside_bl = (x_bl >= low_b1) & (x_bl <= high_b1)
+            kept_bl, passed_bl = x_bl * inside_bl, grad_bl * inside_bl
+        moved_b1 = (grad_bl * (y_bl - kept_bl)).sum(-1, keepdim=True) / _safe(size_b1)
+        moved_be = (moved_b1 * signs_e).to(passed_bl.dtype)
+        found_bl = passed_bl.scatter_add(-1, at_be, moved_be)
+        return found_bl.to(x_bl.dtype), None, None, None, None
 
 
 def _inside(steps: Tensor, spec: QuantSpec) -> Tensor:

@@ -14,6 +14,7 @@ from typing import final
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
+from qpass.search.clips import with_clips
 from qpass.search.regions import Turning
 from qpass.search.trial import Trial
 from qpass.search.whole import learn_whole
@@ -34,7 +35,7 @@ class Learned(Chooser):
         turning = Turning.of(task.folded, after, task.plan)
         if not turning.stacks:
             return task.plan, (Note(False, self.name, "nothing that is folded can turn"),)
-        best = learn_whole(task, Trial(after, task.plan, turning))
+        best = learn_whole(task, Trial(after, with_clips(task, after), turning))
         return best.taken(task.plan, self.name, "rotations learned")
 
 

@@ -17,6 +17,8 @@ from qpass.search.trial import Trial
 
 # how often held-out data is looked at while something is learned
 LOOKS = 4
+# of the steps, those that grow: the first gradients are mostly noise
+WARM = 0.2
 
 # what a step costs under matrices, by its number
 Loss = Callable[[Sequence[Tensor], int], Tensor]
@@ -74,11 +76,12 @@ class Best:
 
 
 def learn(best: Best, loss: Loss, steps: int, rate: float, advance: Advance) -> None:
-    """Go on from the best with steps that become smaller, and offer where they lead."""
+    """Go on from the best with steps that grow and shrink again; offer where they lead."""
     learner = best.learner()
     for at in range(steps):
         advance(at, steps)
-        now = rate * 0.5 * (1 + math.cos(math.pi * at / steps))
+        grown = min(1.0, (at + 1) / (WARM * steps))
+        now = rate * grown * 0.5 * (1 + math.cos(math.pi * at / steps))
         learner.step(loss([*learner.matrices, *learner.numbers], at), now)
         if (at + 1) % -(-steps // LOOKS) == 0 or at == steps - 1:
             best.offer(learner.values())

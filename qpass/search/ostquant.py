@@ -13,6 +13,7 @@ from typing import final
 from qpass.ir import Note
 from qpass.plan import Plan
 from qpass.plan.chooser import CHOOSERS, Chooser, Task
+from qpass.search.clips import with_clips
 from qpass.search.regions import Turning
 from qpass.search.scaling import Scaling
 from qpass.search.trial import Trial
@@ -37,7 +38,7 @@ class OstQuant(Chooser):
         if not turning.stacks and not scaling.regions:
             why = "nothing that is folded can turn, and no region can be scaled"
             return task.plan, (Note(False, self.name, why),)
-        best = learn_whole(task, Trial(after, task.plan, turning, scaling))
+        best = learn_whole(task, Trial(after, with_clips(task, after), turning, scaling))
         return best.taken(task.plan, self.name, f"{len(scaling.regions)} regions scaled")
 
 

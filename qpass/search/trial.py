@@ -23,6 +23,8 @@ from qpass.search.scaling import Scaling
 
 # rows of a weight that say where its grid ends
 CLIPPED = 128
+# of the nearest codes' errors, about what a rounding that knows the data leaves in the outputs
+LEFT = 0.3
 
 Inputs = tuple[object, ...]
 
@@ -76,12 +78,13 @@ class Trial:
         value = self._moved(use, base, matrices)
         if (entry := self.entries.get(use)) is not None:
             rows_nk = value if self.reads[use] == 1 else value.mT
-            rows_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
+            rounded_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
+            rows_nk = rows_nk + (rounded_nk - rows_nk) * _left(entry)
             value = rows_nk if self.reads[use] == 1 else rows_nk.mT
         return self._typed(use, value)
 
     def rounded(self, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The same with the rounding that the plan names, and without gradients."""
+        """The same with the rounding that the plan names, where it needs no data; no gradients."""
         found: dict[str, Tensor] = {}
         with torch.no_grad():
             for use, base in self.base.items():
@@ -91,7 +94,7 @@ class Trial:
                     # a rounding that wants data is judged by what needs none
                     method = ROUNDINGS[without_data(entry.rounding)]
                     rounded = method.round(rows_nk.contiguous(), entry.weight, {})
-                    rows_nk = rounded.dequantize(torch.float32)
+                    rows_nk = rows_nk.lerp(rounded.dequantize(torch.float32), _left(entry))
                     value = rows_nk if self.reads[use] == 1 else rows_nk.mT
                 found[use] = self._typed(use, value)
         return found
@@ -136,6 +139,11 @@ class Trial:
     def _typed(self, use: str, value: Tensor) -> Tensor:
         dtype = read.dtype(self.program.node(use))
         return value if dtype is None else value.to(dtype)
+
+
+def _left(entry: Quantized) -> float:
+    """The part of the nearest codes' errors that counts; all, if these are what is stored."""
+    return LEFT if ROUNDINGS[entry.rounding].needs else 1.0
 
 
 def _without(weight: Weight, behind: Sequence[Step]) -> Weight:

@@ -19,9 +19,9 @@ from qpass.search.through import Through
 from qpass.search.trial import Inputs, Trial
 
 # each coordinate turns, and each logarithm of a scale moves, by about this much at first
-RATE = 0.02
+RATE = 0.01
 # multiplications that learning may take, and how many steps that may be
-WORK, LEAST_STEPS, MOST_STEPS = 1.5e13, 10, 100
+WORK, LEAST_STEPS, MOST_STEPS = 4.5e13, 10, 100
 # forward, forward again and backward
 _RUNS = 4
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from qpass.capture import capture
 from qpass.ir import run_passes
-from qpass.plan import Recipe
+from qpass.plan import Plan, Recipe
 from qpass.plan.choose import choose
 from qpass.plan.chooser import Task
-from qpass.transform import FoldNorms, FoldScales
+from qpass.search.clips import with_clips
+from qpass.search.holdout import Holdout
+from qpass.transform import FoldNorms, FoldScales, carry_out
 from tests.zoo import specimen, tokens
 
 W4A4 = {
@@ -54,6 +56,12 @@ def batch(inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         else tokens(*value.shape, seed=seed)
         for name, value in inputs.items()
     }
+
+
+def score_under_clips(given: Task, plan: Plan) -> float:
+    """How far a plan is from the float outputs, under the clips that suit the start."""
+    start = with_clips(given, carry_out(given.program, given.folded, given.plan).program)
+    return Holdout(given).score(replace(plan, quantized=start.quantized))
 
 
 def without_rotations(given: Task) -> Task:

@@ -38,7 +38,7 @@ DYNAMIC = [
 def test_activations_are_what_products_read(spec: QuantSpec) -> None:
     x = values(2, 5, 48)
     assert torch.equal(fake(x, spec), as_read(x, spec))
-    torch.testing.assert_close(fake(x.clone().requires_grad_(), spec).detach(), as_read(x, spec))
+    assert torch.equal(fake(x.clone().requires_grad_(), spec), as_read(x, spec))
 
 
 @pytest.mark.parametrize(

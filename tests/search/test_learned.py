@@ -11,11 +11,10 @@ from qpass.ir import Block, ChangeBasis
 from qpass.plan.chooser import CHOOSERS
 from qpass.rotations import Element, Transform
 from qpass.search import whole
-from qpass.search.holdout import Holdout
 from qpass.search.regions import turned
 from qpass.transform import carry_out
 from qpass.verify.exact import ExactCheck
-from tests.search.driver import W4A4, task, without_rotations
+from tests.search.driver import W4A4, score_under_clips, task, without_rotations
 
 EXACT = 1e-10
 MODELS = ("llama", "gpt2", "bert", "vision", "gpt_neox", "nano_gpt")
@@ -34,7 +33,7 @@ def test_learned_rotations_are_exact_and_no_worse(name: str) -> None:
     done = carry_out(given.program, given.folded, plan)
     assert done.plan.rotated == plan.rotated
     assert ExactCheck(given.batches[0]).error(given.program, done.program) <= EXACT
-    start, found = (Holdout(given).score(p) for p in (given.plan, plan))
+    start, found = (score_under_clips(given, p) for p in (given.plan, plan))
     if notes[0].done:
         assert any(isinstance(r.transform, Element) for r in plan.rotated)
         assert found < start
@@ -48,7 +47,7 @@ def test_something_is_learned() -> None:
     given = task("llama")
     plan, notes = CHOOSERS["learned"].choose(given)
     assert notes[0].done
-    assert Holdout(given).score(plan) < 0.97 * Holdout(given).score(given.plan)
+    assert score_under_clips(given, plan) < 0.97 * score_under_clips(given, given.plan)
 
 
 def test_equal_tasks_give_equal_plans() -> None:
