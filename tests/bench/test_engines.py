@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.bench.engines import __main__ as command
-from tests.bench.engines import process
+from tests.bench.engines import process, rows, tables
 from tests.bench.engines.process import Failed, Process
+from tests.bench.engines.says import Says
+from tests.bench.engines.worker import Setting
 from tests.peers import environments
+from tests.results import Results
 
 FAKE = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-    from tests.bench.engines.worker import main
+    import numpy as np
+    from tests.bench.engines.worker import Setting, main
 
     class Counting:
-        def prefill(self, tokens):
+        def prefill(self, prompts):
             print("libraries write to the standard output")
-            return self.step(tokens[-1])
+            return self.step([tokens[-1] for tokens in prompts])
 
-        def step(self, token):
-            if token == 7:
+        def step(self, tokens):
+            if 7 in tokens:
                 sys.exit("seven is too much")
-            return token + 1
+            return np.eye(9)[[token + 1 for token in tokens]]
 
-    def load(variant, path, threads, room):
-        assert (variant, path, threads, room) == ("plain", Path("model"), 2, 9)
+    def load(variant, path, setting):
+        assert (variant, path, setting) == ("plain", Path("model"), Setting(2, 9, 2, 4))
         return Counting()
 
     main(load, lambda variant, checkpoint, out: out.write_text(variant))
@@ -51,29 +59,38 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("counting")
-def test_an_engine_answers_in_turn_and_says_why_it_failed() -> None:
-    engine = Process("counting", "plain", Path("model"), 2, 9)
+def test_an_engine_answers_in_turn_and_says_why_it_failed(tmp_path: Path) -> None:
+    engine = Process("counting", "plain", Path("model"), Setting(2, 9, 2, 4))
     try:
         assert engine.load >= 0
-        answer = engine.ask({"prompt": [1, 2], "follow": [5, 3]})
-        assert answer["says"] == [3, 6, 4]
+        save = tmp_path / "scores.npy"
+        answer = engine.ask({"prompt": [1, 2], "follow": [5, 3], "save": str(save)})
+        assert np.load(save).argmax(1).tolist() == [3, 6, 4]
         assert answer["megabytes"] >= 0
-        timed = engine.ask({"prompt": [1], "tokens": 3})
+        timed = engine.ask({"prompts": [[1], [4]], "tokens": 2})
         assert timed["first"] > 0
-        assert timed["next"] == 2
-        assert len(timed["each"]) == 3
+        assert timed["next"] == [2, 5]
+        assert len(timed["each"]) == 2
         with pytest.raises(Failed, match="seven is too much"):
-            engine.ask({"prompt": [7], "tokens": 0})
+            engine.ask({"prompts": [[7]], "tokens": 0})
     finally:
         engine.end()
 
 
 @pytest.mark.usefixtures("counting")
-def test_a_conversion_is_kept_and_one_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_conversion_is_kept_and_one_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = process.converted("counting", "plain", "some", tmp_path)
     assert out.read_text() == "plain"
     out.write_text("kept")
     assert process.converted("counting", "plain", "some", tmp_path).read_text() == "kept"
+    # what this checkout makes is made anew
+    monkeypatch.setattr(process, "_module", lambda _: "by_counting")
+    ours = process.converted("qpass", "plain", "own", tmp_path)
+    ours.write_text("of another day")
+    assert process.converted("qpass", "plain", "own", tmp_path).read_text() == "plain"
+    monkeypatch.setattr(process, "_module", lambda engine: f"by_{engine}")
     (tmp_path / "by_broken.py").write_text("raise ValueError('no such model')")
     with pytest.raises(Failed, match="no such model"):
         process.converted("broken", "plain", "some", tmp_path)
@@ -97,6 +114,9 @@ def test_the_environment_below_is_seen_and_installed_once(
     assert done.stdout.strip() == torch.__version__
 
 
+SIZE = 1000
+
+
 class Said:
     """A process that counts, and token by token says what it is told to."""
 
@@ -106,14 +126,28 @@ class Said:
         self.step = step
         self.ended = False
 
-    def ask(self, what: dict[str, list[int]]) -> dict[str, object]:
-        first = what["prompt"][-1] + 1
+    def ask(self, what: dict[str, Any]) -> dict[str, object]:
         if "follow" in what:
-            return {"says": [first, *(token + self.step for token in what["follow"])]}
-        return {"next": first, "first": 0.25, "each": [0.5], "megabytes": 3}
+            said = [what["prompt"][-1] + 1, *(token + self.step for token in what["follow"])]
+            np.save(what["save"], 9 * np.eye(SIZE, dtype=np.float32)[said])
+            return {}
+        after = [tokens[-1] + 1 for tokens in what["prompts"]]
+        return {"next": after, "first": 0.25, "each": [0.5], "megabytes": 3}
 
     def end(self) -> None:
         self.ended = True
+
+
+TEXT = list(range(rows.FIRST.prompt + command.FOLLOWED))
+
+
+def says(step: int) -> Says:
+    return Says.of(Said(step), TEXT, rows.FIRST.prompt, command.PROMPTS)
+
+
+def started(asked: list[rows.Row], want: Says | None) -> tuple[list[rows.Row], list[rows.Row]]:
+    forms = {row.name: Path() for row in asked}
+    return command._started(asked, forms, Path("nowhere"), Setting(1, SIZE), TEXT, want)
 
 
 @pytest.mark.parametrize(("step", "writes"), [(1, True), (2, False)])
@@ -121,26 +155,40 @@ def test_what_is_wrong_token_by_token_is_timed_on_prompts_alone(
     step: int, writes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "Process", lambda *_: Said(step))
-    text = list(range(command.PROMPT + command.FOLLOWED))
-    right = command.Says.of(Said(1), text)
+    right = says(1)
     assert len(right.prompts) == command.PROMPTS
-    assert right.following == [*text[command.PROMPT :], len(text)]
-    row = command.Row("torch", "some")
-    running, waiting = command._started([row], {row.name: Path()}, Path(), 1, text, right)
-    assert (running, waiting) == ([row], [])
-    command._rounds(running, text[: command.PROMPT], 3, float("inf"))
-    assert row.result()["prefill"] == [command.PROMPT / 0.25] * 3
-    assert row.result()["decode"] == [2.0] * 3 * writes
+    assert right.scores_tv.argmax(1).tolist() == [*right.text, len(TEXT)]
+    row = rows.Row("torch", "some")
+    assert started([row], right) == ([row], [])
+    command._rounds([row], rows.FIRST, TEXT, 3, float("inf"))
+    result = row.result(rows.FIRST)
+    assert result["prefill"] == [rows.FIRST.prompt / 0.25] * 3
+    assert result["decode"] == [2.0] * 3 * writes
+    many = dataclasses.replace(rows.FIRST, batch=4)
+    assert row.result(many)["prefill"] == [4 * rows.FIRST.prompt / 0.25] * 3
+
+
+def test_what_is_lost_is_against_the_float_model() -> None:
+    generator = torch.Generator().manual_seed(0)
+    want, got = (torch.randn(5, 7, generator=generator) for _ in "ab")
+    text = [3, 1, 4, 1]
+    lost = Says([1, 2, 3], text, got).lost(Says([1, 2, 4], text, want))
+    p, q = (torch.distributions.Categorical(logits=scores) for scores in (want, got))
+    assert lost.at_once == pytest.approx(2 / 3)
+    assert lost.kl == pytest.approx(float(torch.distributions.kl_divergence(p, q).mean()))
+    loss = torch.nn.functional.cross_entropy
+    ours, theirs = (float(loss(scores[:4], torch.tensor(text))) for scores in (got, want))
+    assert lost.perplexity == pytest.approx(math.exp(ours - theirs), rel=1e-5)
+    assert lost.agreed == float((got.argmax(1) == want.argmax(1)).double().mean())
 
 
 def test_an_engine_that_reads_prompts_wrong_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "Process", lambda *_: Said(1))
-    text = list(range(command.PROMPT + command.FOLLOWED))
-    wrong = command.Says([0] * command.PROMPTS, text[command.PROMPT - 1 :])
-    row = command.Row("torch", "some")
-    assert command._started([row], {row.name: Path()}, Path(), 1, text, wrong) == ([], [])
+    wrong = dataclasses.replace(says(1), prompts=[0] * command.PROMPTS)
+    row = rows.Row("torch", "some")
+    assert started([row], wrong) == ([], [])
     assert "torch some: left out" in capsys.readouterr().out
     assert row.process.ended
 
@@ -148,11 +196,8 @@ def test_an_engine_that_reads_prompts_wrong_is_left_out(
 def test_without_memory_rows_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "Process", lambda *_: Said(1))
     monkeypatch.setattr(command, "_available", lambda: -1.0)
-    rows = [command.Row("torch", "one"), command.Row("torch", "two")]
-    forms = {row.name: Path() for row in rows}
-    text = list(range(command.PROMPT + command.FOLLOWED))
-    running, waiting = command._started(rows, forms, Path("nowhere"), 1, text, None)
-    assert (running, waiting) == (rows[:1], rows[1:])
+    two = [rows.Row("torch", "one"), rows.Row("torch", "two")]
+    assert started(two, None) == (two[:1], two[1:])
 
 
 def test_rows_are_measured_once_and_kept(
@@ -178,42 +223,59 @@ def test_rows_are_measured_once_and_kept(
     monkeypatch.setattr(sys, "argv", ["", *peers, "--models", "1.1B", "--rounds", "2"])
     command.main()
     shown = capsys.readouterr().out
-    assert started == ["qpass w4a8", "qpass w8a8", "bfloat16"]
+    every = ["w4a8", "w8a8", "bfloat16"]
+    assert started == every * (1 + len(rows.FURTHER))
     assert "openvino int4, 1.1B: left out: it does not install" in shown
-    assert "decode: qpass w4a8 is 1.00 times as fast as torch bfloat16" in shown
+    assert "decode: qpass w4a8 is 1.00 times as fast as torch bfloat16; the target" in shown
+    assert "1.1B 8 at once: " in shown
     command.main()
-    assert len(started) == 3
+    assert len(started) == len(every) * (1 + len(rows.FURTHER))
     assert "torch bfloat16" in capsys.readouterr().out
 
 
-def test_the_table_names_the_best_of_each_side(capsys: pytest.CaptureFixture[str]) -> None:
-    def result(decode: float, prefill: float) -> dict[str, object]:
-        return {
-            "decode": [decode, decode * 1.5, decode * 2],
-            "prefill": [prefill] * 3,
-            "agreed": None,
-            "megabytes": 10,
-            "load": 1.0,
-        }
+def result(decode: float, prefill: float) -> dict[str, object]:
+    return {
+        "decode": [decode, decode * 1.5, decode * 2],
+        "prefill": [prefill] * 3,
+        "first": [0.5] * 3,
+        "lost": None,
+        "megabytes": 10,
+        "load": 1.0,
+    }
 
+
+def test_the_table_names_the_best_of_each_side() -> None:
     known = {
         "1.1B, qpass w4a8": result(20, 100),
         "1.1B, qpass w8a8": result(10, 300),
         "1.1B, torch bfloat16": result(5, 200),
         "1.1B, llamacpp Q4_0": result(16, 50),
+        "1.1B, llamacpp Q8_0": result(12, 70),
+        "1.1B, openvino int4": result(1, 70),
         "another, llamacpp Q8_0": result(1000, 1000),
     }
-    shown = command.table("1.1B", known)
+    shown = tables.table("1.1B", rows.FIRST, known)
     assert [row[:3] for row in shown.rows] == [
         ("qpass w4a8", 30.0, pytest.approx(2 / 3)),
         ("qpass w8a8", 15.0, pytest.approx(2 / 3)),
         ("torch bfloat16", 7.5, pytest.approx(2 / 3)),
+        ("openvino int4", 1.5, pytest.approx(2 / 3)),
         ("llamacpp Q4_0", 24.0, pytest.approx(2 / 3)),
+        ("llamacpp Q8_0", 18.0, pytest.approx(2 / 3)),
     ]
-    decode, prefill = command.ratios("1.1B", known)
+    decode, prefill = tables.ratios("1.1B", rows.FIRST, known)
     assert decode.startswith("decode: qpass w4a8 is 1.25 times as fast as llamacpp Q4_0;")
     assert prefill.startswith("prefill: qpass w8a8 is 1.50 times as fast as torch bfloat16;")
-    assert command.ratios("1.1B", {"1.1B, qpass w4a8": result(1, 1)}) == []
+    assert tables.ratios("1.1B", rows.FIRST, {"1.1B, qpass w4a8": result(1, 1)}) == []
+    best = [("llamacpp", "Q4_0"), ("torch", "bfloat16")]
+    assert tables.best_others("1.1B", known, 2) == best
+
+
+def test_a_rescaled_model_is_measured_in_eight_bits(tmp_path: Path) -> None:
+    store = Results(tmp_path / "none.jsonl")
+    found = command._names("SmolLM2-135M rescaled", rows.FIRST, list(rows.ROWS), store)
+    assert {variant for _, variant in found} == set(rows.EIGHT_BITS)
+    assert command._cases("SmolLM2-135M rescaled") == (rows.FIRST,)
 
 
 def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

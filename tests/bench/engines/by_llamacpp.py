@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 from safetensors import safe_open
 
-from tests.bench.engines.worker import main
+from tests.bench.engines.worker import Prompts, Setting, main
 
 TYPES = {"Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
 # the checkpoint's name of a tensor -> llama.cpp's
@@ -32,29 +32,50 @@ NAMES = {
 
 
 class Llama:
-    def __init__(self, path: Path, threads: int, room: int) -> None:
-        self._model = llama_cpp.Llama(
-            str(path), n_ctx=room, n_batch=512, n_ubatch=512,
-            n_threads=threads, n_threads_batch=threads, verbose=False,
-        )  # fmt: skip
+    """One sequence for each prompt; scores of their last tokens."""
 
-    def prefill(self, tokens: Sequence[int]) -> int:
-        self._model.reset()
-        # forgets what earlier prompts left in the cache
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._model.ctx), True)
-        return self._next(tokens)
+    def __init__(self, path: Path, setting: Setting) -> None:
+        llama_cpp.llama_backend_init()
+        whole = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(bytes(path), whole)
+        params = llama_cpp.llama_context_default_params()
+        longest = setting.batch * setting.prompt
+        params.n_ctx = params.n_batch = setting.batch * setting.room
+        params.n_seq_max = setting.batch
+        params.n_threads = params.n_threads_batch = setting.threads
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._scores = llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self._asked = llama_cpp.llama_batch_init(max(longest, setting.batch), 0, 1)
+        self._read = 0
 
-    def step(self, token: int) -> int:
-        return self._next([token])
+    def prefill(self, prompts: Prompts) -> np.ndarray:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._read = 0
+        return self._next(prompts)
 
-    def _next(self, tokens: Sequence[int]) -> int:
-        self._model.eval(tokens)
-        logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
-        return int(np.argmax(np.ctypeslib.as_array(logits, (self._model.n_vocab(),))))
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._next([[token] for token in tokens])
+
+    def _next(self, prompts: Prompts) -> np.ndarray:
+        asked, at, last = self._asked, 0, list[int]()
+        for sequence, tokens in enumerate(prompts):
+            for position, token in enumerate(tokens, self._read):
+                asked.token[at], asked.pos[at] = token, position
+                asked.n_seq_id[at], asked.seq_id[at][0] = 1, sequence
+                asked.logits[at] = position == self._read + len(tokens) - 1
+                at += 1
+            last.append(at - 1)
+        asked.n_tokens = at
+        if status := llama_cpp.llama_decode(self._context, asked):
+            raise SystemExit(f"llama_decode returned {status}")
+        self._read += len(prompts[0])
+        rows = (llama_cpp.llama_get_logits_ith(self._context, i) for i in last)
+        return np.stack([np.ctypeslib.as_array(row, (self._scores,)) for row in rows])
 
 
-def load(variant: str, path: Path, threads: int, room: int) -> Llama:
-    return Llama(path, threads, room)
+def load(variant: str, path: Path, setting: Setting) -> Llama:
+    return Llama(path, setting)
 
 
 def convert(variant: str, checkpoint: Path, out: Path) -> None:

@@ -12,34 +12,35 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 
-from tests.bench.engines.worker import main
+from tests.bench.engines.worker import Prompts, Setting, main
 
 
 class Generator:
-    def __init__(self, model: og.Model, room: int) -> None:
-        self._model, self._room = model, room
+    def __init__(self, model: og.Model, setting: Setting) -> None:
+        self._model, self._setting = model, setting
         self._running: og.Generator | None = None
 
-    def prefill(self, tokens: Sequence[int]) -> int:
+    def prefill(self, prompts: Prompts) -> np.ndarray:
         params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=self._room, do_sample=False)
+        room, batch = self._setting.room, self._setting.batch
+        params.set_search_options(max_length=room, batch_size=batch, do_sample=False)
         self._running = og.Generator(self._model, params)
-        return self._read(tokens)
+        return self._read(np.array(prompts, dtype=np.int32))
 
-    def step(self, token: int) -> int:
-        return self._read([token])
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._read(np.array(tokens, dtype=np.int32)[:, None])
 
-    def _read(self, tokens: Sequence[int]) -> int:
+    def _read(self, tokens: np.ndarray) -> np.ndarray:
         assert self._running is not None
-        self._running.append_tokens(np.array(tokens, dtype=np.int32))
-        return int(np.argmax(self._running.get_logits()))
+        self._running.append_tokens(tokens if len(tokens) > 1 else tokens[0])
+        return self._running.get_logits()[:, -1]
 
 
-def load(variant: str, path: Path, threads: int, room: int) -> Generator:
+def load(variant: str, path: Path, setting: Setting) -> Generator:
     config = og.Config(str(path))
-    options = {"session_options": {"intra_op_num_threads": threads}}
+    options = {"session_options": {"intra_op_num_threads": setting.threads}}
     config.overlay(json.dumps({"model": {"decoder": options}}))
-    return Generator(og.Model(config), room)
+    return Generator(og.Model(config), setting)
 
 
 def convert(variant: str, checkpoint: Path, out: Path) -> None:

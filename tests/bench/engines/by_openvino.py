@@ -9,38 +9,39 @@ import numpy as np
 import openvino as ov
 from openvino import opset15
 
-from tests.bench.engines.worker import main
+from tests.bench.engines.worker import Prompts, Setting, main
 
 
 class Stateful:
     def __init__(self, request: ov.InferRequest) -> None:
         self._request, self._read = request, 0
 
-    def prefill(self, tokens: Sequence[int]) -> int:
+    def prefill(self, prompts: Prompts) -> np.ndarray:
         self._request.reset_state()
         self._read = 0
-        return self._next(tokens)
+        return self._next(np.array(prompts, dtype=np.int64))
 
-    def step(self, token: int) -> int:
-        return self._next([token])
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._next(np.array(tokens, dtype=np.int64)[:, None])
 
-    def _next(self, tokens: Sequence[int]) -> int:
-        total = self._read + len(tokens)
+    def _next(self, tokens: np.ndarray) -> np.ndarray:
+        batch, length = tokens.shape
+        total = self._read + length
         inputs = {
-            "input_ids": np.array([tokens], dtype=np.int64),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(self._read, total, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
+            "input_ids": tokens,
+            "attention_mask": np.ones((batch, total), dtype=np.int64),
+            "position_ids": np.arange(self._read, total, dtype=np.int64)[None].repeat(batch, 0),
+            "beam_idx": np.arange(batch, dtype=np.int32),
         }
         self._read = total
-        return int(np.argmax(self._request.infer(inputs)["logits"][0, -1]))
+        return self._request.infer(inputs)["logits"][:, -1]
 
 
-def load(variant: str, path: Path, threads: int, room: int) -> Stateful:
+def load(variant: str, path: Path, setting: Setting) -> Stateful:
     core = ov.Core()
     model = core.read_model(path / "openvino_model.xml")
     _last_token_only(model)
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
     return Stateful(core.compile_model(model, "CPU", settings).create_infer_request())
 
 

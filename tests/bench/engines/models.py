@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from qpass.hf.pretrained import token_ids
@@ -15,6 +16,8 @@ from tests.data.fetch import MODEL
 from tests.peers.environments import WHERE
 from tests.results import ROOT
 
+# of the factors of a rescaled model's channels
+SPREAD = 0.05
 TEXT = ROOT / "tests" / "data" / "sotu_evaluation.txt"
 
 
@@ -24,10 +27,13 @@ class Model:
 
     real: bool
     config: LlamaConfig | None = None
+    eight_bits: bool = False  # only rows of so many are measured
 
 
 MODELS = {
     "SmolLM2-135M": Model(real=True),
+    # weights that lie on a grid of few points lose nothing on a finer one; these lie on none
+    "SmolLM2-135M rescaled": Model(real=True, eight_bits=True),
     "1.1B": Model(
         real=False,
         config=LlamaConfig(
@@ -46,18 +52,31 @@ MODELS = {
 
 def checkpoint(name: str) -> Path:
     """The directory of a model, made when it is first asked for."""
-    config = MODELS[name].config
-    if config is None:
+    asked = MODELS[name]
+    if asked.real and not asked.eight_bits:
         return MODEL
     where = WHERE / "models" / name / "checkpoint"
     if not (where / "config.json").exists():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        if asked.config is None:
+            model = _rescaled(AutoModelForCausalLM.from_pretrained(MODEL))
+        else:
+            model = AutoModelForCausalLM.from_config(asked.config, dtype=torch.bfloat16)
         model.save_pretrained(where)
         # exporters do not go without a tokenizer
         for file in MODEL.glob("tokenizer*"):
             shutil.copy(file, where)
     return where
+
+
+@torch.no_grad()
+def _rescaled(model: nn.Module) -> nn.Module:
+    """The model with every channel of its layers' products scaled by about one."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in ends:
+            module.weight.mul_(1 + SPREAD * torch.randn(len(module.weight), 1))
+    return model
 
 
 @functools.cache

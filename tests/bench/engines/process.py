@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from tests.bench.engines.worker import Setting
 from tests.peers.environments import WHERE, last_line, on_top
 from tests.results import ROOT
 
@@ -32,7 +34,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     ),
 }
 # engine -> the module that runs it, where it is another's
-MODULES = {"qpass": "by_torch", "torchao": "by_torch"}
+MODULES = {"torchao": "by_torch"}
 
 
 class Failed(Exception):
@@ -56,7 +58,8 @@ def converted(engine: str, variant: str, model: str, checkpoint: Path) -> Path:
     if _module(engine).endswith("by_torch"):
         return checkpoint
     out = WHERE / "models" / model / f"{engine} {variant}"
-    if out.exists():
+    # this checkout may have changed since: its own form is made anew
+    if out.exists() and engine != "qpass":
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.name}.part")
@@ -71,20 +74,21 @@ def converted(engine: str, variant: str, model: str, checkpoint: Path) -> Path:
         _remove(part)
         error = subprocess.CalledProcessError(done.returncode, command, stderr=done.stderr)
         raise Failed(f"the conversion failed: {last_line(error)}")
+    _remove(out)
     return part.rename(out)
 
 
 class Process:
     """An engine with a model in memory; it runs only while it is asked something."""
 
-    def __init__(self, engine: str, variant: str, form: Path, threads: int, room: int) -> None:
+    def __init__(self, engine: str, variant: str, form: Path, setting: Setting) -> None:
         self._log = WHERE / "logs" / f"{engine} {variant}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [interpreter(engine), "-m", _module(engine), "serve", variant, form]
         with self._log.open("w") as errors:
             self._process = subprocess.Popen(
-                [str(word) for word in (*command, threads, room)],
-                cwd=ROOT, env={**_quiet(), "OMP_NUM_THREADS": str(threads)},
+                [str(word) for word in (*command, *astuple(setting))],
+                cwd=ROOT, env={**_quiet(), "OMP_NUM_THREADS": str(setting.threads)},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
         self.load = float(self._answer()["load"])
