@@ -64,6 +64,8 @@ STEMS = frozenset(name.removesuffix("Config") for name in CONFIG_MAPPING_NAMES.v
 CLASS = re.compile(
     r"(\w+?)(?:Config|Model|For[A-Z]\w*|PreTrained\w*|Attention|MLP|Block|Layer|DecoderLayer|RMSNorm)"
 )
+# an engine that is called like the model it was first written for
+ENGINE = re.compile(r"llama\.cpp|llama_cpp\.Llama\b")
 # the machine's own folders and the addresses of registries, put together so as not to find itself
 MACHINE = re.compile(
     r"(?<![\w.])/(?:work|farm|root|home|opt|Users)/|"
@@ -86,7 +88,7 @@ def is_model_name(word: str) -> bool:
 def model_names(path: Path, text: str) -> Iterator[str]:
     """A model's, a family's or a layer's name."""
     for number, line in enumerate(text.splitlines(), 1):
-        for word in re.findall(r"[A-Za-z_]\w*", line):
+        for word in re.findall(r"[A-Za-z_]\w*", ENGINE.sub("", line)):
             if is_model_name(word):
                 yield f"{path}:{number}: {word} is a name from a model"
 

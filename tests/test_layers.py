@@ -28,21 +28,24 @@ LAYERS = (
     ("hf",),
     ("bounds",),
     ("api", "backend", "export"),
-    ("evaluation",),
+    ("evaluation", "engines"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # third-party packages and the only places, as path prefixes, that may import them
 FENCES = {
-    "transformers": ("qpass/hf/",),
+    "transformers": ("qpass/hf/", "qpass/engines/"),
     "lm_eval": ("qpass/hf/",),
     "networkx": ("qpass/analyze/", "qpass/plan/"),
     # writing a file and running one are two files
-    "onnx": ("qpass/targets/onnx_",),
+    "onnx": ("qpass/targets/onnx_", "qpass/engines/"),
     "onnx_ir": ("qpass/targets/onnx_",),
     "onnxscript": ("qpass/targets/onnx_",),
-    "onnxruntime": ("qpass/targets/onnx_",),
+    "onnxruntime": ("qpass/targets/onnx_", "qpass/engines/onnxruntime"),
+    "openvino": ("qpass/engines/openvino",),
+    "nncf": ("qpass/engines/openvino",),
+    "llama_cpp": ("qpass/engines/",),
     "triton": ("kernels/gpu/",),
     "typer": ("qpass/cli/",),
     "rich": ("qpass/cli/", "qpass/report/"),
@@ -55,6 +58,9 @@ HEAVY = (
     "onnx_ir",
     "onnxscript",
     "onnxruntime",
+    "openvino",
+    "nncf",
+    "llama_cpp",
     "triton",
     "networkx",
     "rich",

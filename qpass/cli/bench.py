@@ -35,7 +35,12 @@ def bench(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens written after it.")] = 32,
     repetitions: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 7,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Also time float models in bfloat16 by inductor.")
+        bool,
+        typer.Option(
+            "--peers",
+            help="Also time float models in bfloat16 by inductor, and in int8 by ONNX Runtime, "
+            "OpenVINO (with nncf) and, from a GGUF file, llama.cpp, where these are installed.",
+        ),
     ] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Without torch.compile.")] = False,
     seconds: Annotated[
@@ -49,7 +54,7 @@ def bench(
     """Measure the machine, then the products of a model and its prompt and tokens, batch 1."""
     import torch
 
-    from qpass.report import progress
+    from qpass.report import Table, progress
     from qpass.report.speed import machine_table, product_table
     from qpass.runtime import roofline
 
@@ -58,7 +63,15 @@ def bench(
     if as_json:
         result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if model is not None:
-        from qpass.hf.speed import causal, in_bfloat16, measure, products, random_prompt
+        from qpass.engines import opened
+        from qpass.hf.speed import (
+            causal,
+            float_models,
+            in_bfloat16,
+            measure,
+            products,
+            random_prompt,
+        )
 
         names = (name for name in (model, reference) if name is not None)
         models = {name: causal(name, load(name).model) for name in names}
@@ -68,23 +81,28 @@ def bench(
             for name, found in models.items()
         }
         allowed = {name: _allowed(found, limits) for name, found in multiplied.items()}
-        if peers:
-            models |= in_bfloat16(models, multiplied)
-        if not eager:
-            for found in models.values():
-                found.compile()
+        compared = float_models(models, multiplied) if peers else {}
+        models |= in_bfloat16(compared)
         ids = random_prompt(models.values(), prompt)
-        with progress() as advance:
+        size = {"room": prompt + tokens, "threads": torch.get_num_threads()}
+        # what is compiled is exported no more
+        with opened(compared, **size) as (others, left), progress() as advance:
+            if not eager:
+                for found in models.values():
+                    found.compile()
+            readers = {**models, **others}
             speeds = measure(
-                models, ids, new_tokens=tokens, repetitions=repetitions, progress=advance
+                readers, ids, new_tokens=tokens, repetitions=repetitions, progress=advance
             )
         if as_json:
-            result |= {"products": multiplied, "allowed": allowed, "speed": speeds}
+            result |= {"products": multiplied, "allowed": allowed, "speed": speeds, "left": left}
         else:
             for name, found in multiplied.items():
                 several = [p for length in found.values() for p in length]
                 result[f"products of {name}"] = product_table(f"products of {name}", several)
             result["speed"] = _speed_table(speeds, allowed)
+            if left:
+                result["left"] = Table("not timed", ("what", "why"), tuple(left.items()))
     emit(result, as_json=as_json)
 
 

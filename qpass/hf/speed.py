@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from transformers import PreTrainedModel, StaticCache
 from qpass.errors import BadInput
 from qpass.runtime.products import Product, measure_products
 from qpass.runtime.roofline import Limits
+
+
+class Reader(Protocol):
+    """A model that reads one sequence and says which token is the likeliest to come next."""
+
+    def forget(self) -> None:
+        """Begin another sequence."""
+        ...
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """Read `tokens [1, t]`; the next one, `[1, 1]`."""
+        ...
 
 
 @final
@@ -40,17 +52,18 @@ class _Run:
 
 
 def measure(
-    models: Mapping[str, PreTrainedModel],
+    models: Mapping[str, PreTrainedModel | Reader],
     prompt: Tensor,
     *,
     new_tokens: int,
     repetitions: int,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Speed]:
-    """Time causal language models on `prompt [1, t]` with a static cache and greedy tokens.
+    """Time causal language models on `prompt [1, t]`, models of torch with a static cache.
 
-    Only the last position's logits are computed in the prefill. A first, untimed repetition pays
-    for compilation; then the models take turns, so that a disturbance meets all of them.
+    Tokens are greedy, and only the last position's logits are computed in the prefill. A first,
+    untimed repetition pays for compilation; then the models take turns, so that a disturbance meets
+    all of them.
     """
     if prompt.dim() != 2 or len(prompt) != 1 or prompt.shape[1] < 1:
         raise BadInput(f"a prompt is one row of tokens, got shape {list(prompt.shape)}")
@@ -61,11 +74,14 @@ def measure(
     total = (repetitions + 1) * len(models)
     runs: dict[str, list[_Run]] = {name: [] for name in models}
     with torch.no_grad():
-        rooms = {name: _room(model, prompt, new_tokens) for name, model in models.items()}
+        readers = {
+            name: _Own(model, prompt, new_tokens) if isinstance(model, PreTrainedModel) else model
+            for name, model in models.items()
+        }
         for repetition in range(repetitions + 1):
-            for at, (name, model) in enumerate(models.items()):
+            for at, (name, reader) in enumerate(readers.items()):
                 progress("compile and time", repetition * len(models) + at, total)
-                runs[name].append(_run(model, rooms[name], prompt, new_tokens))
+                runs[name].append(_run(reader, prompt, new_tokens))
     progress("compile and time", total, total)
     return {name: _median(taken[1:], prompt.shape[1]) for name, taken in runs.items()}
 
@@ -80,10 +96,10 @@ def products(
     )
 
 
-def in_bfloat16(
+def float_models(
     models: Mapping[str, PreTrainedModel], found: Mapping[str, Mapping[int, Sequence[Product]]]
 ) -> dict[str, PreTrainedModel]:
-    """A copy in bfloat16 of each model that multiplies floats alone; BadInput if there is none.
+    """The models that multiply floats alone; BadInput if there is none.
 
     `found` are the products of the models, by the number of tokens they read.
     """
@@ -97,7 +113,12 @@ def in_bfloat16(
             f"{', '.join(models)} is quantized, so there is no float model to compare with\n"
             "  name it with --reference"
         )
-    copies = {f"{name} in bfloat16": copy.deepcopy(models[name]) for name in names}
+    return {name: models[name] for name in names}
+
+
+def in_bfloat16(models: Mapping[str, PreTrainedModel]) -> dict[str, PreTrainedModel]:
+    """A copy in bfloat16 of each model."""
+    copies = {f"{name} in bfloat16": copy.deepcopy(model) for name, model in models.items()}
     for model in copies.values():
         # as transformers declares its own `to`, nobody may call it
         nn.Module.to(model, torch.bfloat16)
@@ -119,30 +140,36 @@ def random_prompt(models: Iterable[PreTrainedModel], length: int) -> Tensor:
     return torch.randint(known, (1, length), generator=generator, device="cpu")
 
 
-def _room(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> StaticCache:
-    config = model.config.get_text_config(decoder=True)
-    room = StaticCache(config=config, max_cache_len=prompt.shape[1] + new_tokens)
-    # one eager step allocates it: a compiled graph that does so returns it, and is compiled twice
-    model.forward(input_ids=prompt[:, :1], past_key_values=room, use_cache=True)
-    return room
+@final
+class _Own:
+    """A model of torch with a static cache."""
+
+    def __init__(self, model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> None:
+        config = model.config.get_text_config(decoder=True)
+        self._model = model
+        self._room = StaticCache(config=config, max_cache_len=prompt.shape[1] + new_tokens)
+        # one eager step allocates it: a graph that does so returns it, and is compiled twice
+        model.forward(input_ids=prompt[:, :1], past_key_values=self._room, use_cache=True)
+
+    def forget(self) -> None:
+        self._room.reset()
+
+    def next(self, tokens: Tensor) -> Tensor:
+        given = {"past_key_values": self._room, "use_cache": True, "logits_to_keep": 1}
+        return self._model(input_ids=tokens, **given).logits[:, -1].argmax(-1, keepdim=True)
 
 
-def _run(model: PreTrainedModel, room: StaticCache, prompt: Tensor, new_tokens: int) -> _Run:
-    room.reset()
+def _run(reader: Reader, prompt: Tensor, new_tokens: int) -> _Run:
+    reader.forget()
     start = time.perf_counter()
-    token = _next(model, room, prompt)
+    token = reader.next(prompt)
     read = time.perf_counter()
     written = [token]
     for _ in range(new_tokens):
-        token = _next(model, room, token)
+        token = reader.next(token)
         written.append(token)
     done = time.perf_counter()
     return _Run(read - start, (done - read) / new_tokens, tuple(int(t) for t in written))
-
-
-def _next(model: PreTrainedModel, room: StaticCache, tokens: Tensor) -> Tensor:
-    output = model(input_ids=tokens, past_key_values=room, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1].argmax(-1, keepdim=True)
 
 
 def _median(runs: list[_Run], length: int) -> Speed:

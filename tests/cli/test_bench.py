@@ -61,7 +61,8 @@ def test_float_models_run_in_bfloat16_too(tmp_path: Path, capsys) -> None:
     one = save("llama", tmp_path / "one")
     assert run(["bench", one, *QUICK, "--peers", "--json"]) == 0
     speed = json.loads(capsys.readouterr().out)["speed"]
-    assert speed.keys() == {one, f"{one} in bfloat16"}
+    # what else is timed depends on what is installed
+    assert speed.keys() >= {one, f"{one} in bfloat16"}
     assert run(["quantize", one, "-r", "w8a8", "-o", str(tmp_path / "two")]) == 0
     assert run(["bench", str(tmp_path / "two"), *QUICK, "--peers"]) == 2
     assert "--reference" in capsys.readouterr().err
