@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -217,6 +217,7 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
             declined.append(Declined(name, f"rounded by {CALIBRATED}: it has {size[0]} outputs"))
             rounding = CALIBRATED
         quantized.append(Quantized(name, storage, spec, activation, rounding))
+    declined += _left(sites, recipe)
     if (spec := recipe.spec(Storage.EMBEDDING)) is not None:
         for use in find_tables(sites.program):
             name = sites.program.site(use)
@@ -227,6 +228,16 @@ def _quantize(sites: _Sites, recipe: Recipe) -> tuple[tuple[Quantized, ...], tup
             rounding = without_data(recipe.rounding)
             quantized.append(Quantized(name, Storage.EMBEDDING, spec, None, rounding))
     return _once(quantized), tuple(declined)
+
+
+def _left(sites: _Sites, recipe: Recipe) -> Iterator[Declined]:
+    """The weights of products that multiply by more than a matrix, which stay float."""
+    plain, program = {matmul.use for matmul in sites.matmuls}, sites.program
+    products = [found[0] for use, found in sites.inputs.items() if use not in plain]
+    for product in (*products, *sites.convolutions) if recipe.weight is not None else ():
+        use, operator = program.node(product.use), program.node(product.node).target
+        why = f"not quantized: {operator} multiplies by it, a weight of {len(read.shape(use))} axes"
+        yield Declined(program.site(product.use), why)
 
 
 def _once(quantized: Iterable[Quantized]) -> tuple[Quantized, ...]:
