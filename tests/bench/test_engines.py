@@ -105,6 +105,8 @@ def test_the_environment_below_is_seen_and_installed_once(
     with pytest.raises(subprocess.CalledProcessError) as failed:
         environments.on_top("one", ["not a name"])
     assert "not a name" in environments.last_line(failed.value)
+    killed = subprocess.CalledProcessError(-9, "", stderr="WARNING: nothing of importance")
+    assert environments.last_line(killed).startswith("ended by signal 9, which memory")
     python = tmp_path / "one" / "bin" / "python"
     assert not (tmp_path / "one" / "installed").exists()
     (tmp_path / "one" / "installed").touch()

@@ -34,6 +34,9 @@ def on_top(name: str, needs: Sequence[str], settings: Mapping[str, str] | None =
 
 def last_line(error: subprocess.CalledProcessError) -> str:
     """Why a command failed, in one line."""
+    if error.returncode < 0:
+        hint = ", which memory that does not suffice ends in" if error.returncode == -9 else ""
+        return f"ended by signal {-error.returncode}{hint}"
     lines = [line.strip() for line in (error.stderr or "").splitlines()]
     told = [
         line for line in lines if line and not line.startswith(("[notice]", "hint:", "╰", "note:"))

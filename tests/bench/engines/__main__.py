@@ -124,12 +124,13 @@ def _measure(
     # rows answer alike however they are asked
     asks = case == FIRST and models.MODELS[model].real
     want = _float_says(checkpoint, text, setting) if asks else None
-    end = time.monotonic() + budget
     pending = [row for row in rows if row.name in forms]
     while pending:
         try:
             running, pending = _started(pending, forms, checkpoint, setting, text, want)
-            _rounds(running, case, text, given.rounds, end)
+            # to start takes as long as the rounds
+            share = budget / 2 * len(running) / len(forms)
+            _rounds(running, case, text, given.rounds, time.monotonic() + share)
             for row in running:
                 if row.prefill:
                     store.add(f"{case.of(model)}, {row.name}", row.result(case))

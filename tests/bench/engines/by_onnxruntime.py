@@ -24,11 +24,19 @@ class Generator:
         params = og.GeneratorParams(self._model)
         room, batch = self._setting.room, self._setting.batch
         params.set_search_options(max_length=room, batch_size=batch, do_sample=False)
+        if batch > 1:
+            # sequences go on behind the token that ends them, as everybody's do here
+            params.set_search_options(min_length=room)
         self._running = og.Generator(self._model, params)
         return self._read(np.array(prompts, dtype=np.int32))
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
-        return self._read(np.array(tokens, dtype=np.int32)[:, None])
+        if len(tokens) == 1:
+            return self._read(np.array([tokens], dtype=np.int32))
+        # of several sequences only what it chose itself goes on, which is what it is told
+        assert self._running is not None
+        self._running.generate_next_token()
+        return self._running.get_logits()[:, -1]
 
     def _read(self, tokens: np.ndarray) -> np.ndarray:
         assert self._running is not None
