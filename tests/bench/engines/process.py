@@ -122,8 +122,11 @@ class Process:
         line = self._process.stdout.readline() if ready else ""
         if line:
             return json.loads(line)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # what closed its channel is about to end; what does not answer is not
+            self._process.wait(0 if not ready else 10)
+        status = self._process.returncode or 0
         self.end()
-        status = self._process.returncode
         errors = self._log.read_text(errors="replace")
         why = last_line(subprocess.CalledProcessError(status, "", stderr=errors))
         raise Failed(why if ready else f"no answer in {LONGEST_ANSWER} s: {why}")
