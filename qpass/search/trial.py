@@ -79,7 +79,7 @@ class Trial:
         if (entry := self.entries.get(use)) is not None:
             rows_nk = value if self.reads[use] == 1 else value.mT
             rounded_nk = fake(rows_nk, entry.weight, clips.get(use, 1.0))
-            rows_nk = rows_nk + (rounded_nk - rows_nk) * _left(entry)
+            rows_nk = _toward(rows_nk, rounded_nk, entry)
             value = rows_nk if self.reads[use] == 1 else rows_nk.mT
         return self._typed(use, value)
 
@@ -94,7 +94,7 @@ class Trial:
                     # a rounding that wants data is judged by what needs none
                     method = ROUNDINGS[without_data(entry.rounding)]
                     rounded = method.round(rows_nk.contiguous(), entry.weight, {})
-                    rows_nk = rows_nk.lerp(rounded.dequantize(torch.float32), _left(entry))
+                    rows_nk = _toward(rows_nk, rounded.dequantize(torch.float32), entry)
                     value = rows_nk if self.reads[use] == 1 else rows_nk.mT
                 found[use] = self._typed(use, value)
         return found
@@ -141,9 +141,11 @@ class Trial:
         return value if dtype is None else value.to(dtype)
 
 
-def _left(entry: Quantized) -> float:
-    """The part of the nearest codes' errors that counts; all, if these are what is stored."""
-    return LEFT if ROUNDINGS[entry.rounding].needs else 1.0
+def _toward(rows_nk: Tensor, nearest_nk: Tensor, entry: Quantized) -> Tensor:
+    """A weight with as much of the nearest codes' errors as its rounding leaves; or all of them."""
+    if not ROUNDINGS[entry.rounding].needs:
+        return nearest_nk
+    return rows_nk.to(nearest_nk.dtype).lerp(nearest_nk, LEFT)
 
 
 def _without(weight: Weight, behind: Sequence[Step]) -> Weight:

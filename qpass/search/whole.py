@@ -18,7 +18,7 @@ from qpass.search.learning import Best, affordable, learn
 from qpass.search.through import Through
 from qpass.search.trial import Inputs, Trial
 
-# each coordinate turns, and each logarithm of a scale moves, by about this much at first
+# each coordinate turns, and each logarithm of a scale moves, by about this much at most
 RATE = 0.01
 # multiplications that learning may take, and how many steps that may be
 WORK, LEAST_STEPS, MOST_STEPS = 4.5e13, 10, 100
