@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import copy
 import functools
 import importlib.util
 import inspect
 import io
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from qpass.capture.hush import hushed
 from qpass.errors import BadInput
 from qpass.hf.pretrained import GGUF
-from qpass.hf.speed import Reader
+from qpass.hf.speed import Reader, recast
 from qpass.registry import Registry
 
 # what exported caches are called
@@ -55,9 +55,7 @@ class Source:
 
         from qpass.export import export_onnx
 
-        model = copy.deepcopy(self.model)
-        # as transformers declares its own `to`, nobody may call it
-        nn.Module.to(model, torch.float32)
+        model = recast(self.model, torch.float32)
         if LAST_ONLY in inspect.signature(model.forward).parameters:
             model.forward = functools.partial(model.forward, **{LAST_ONLY: 1})
         path = self.folder / "model.onnx"
@@ -89,6 +87,20 @@ class Engine(abc.ABC):
         """The model in this engine; None if there is no way from the model to it."""
 
 
+def feeds(tokens: Tensor, read: int, names: Collection[str]) -> dict[str, Any]:
+    """What an exported graph is given of `tokens [1, t]` behind `read` others, but its cache.
+
+    Only what is among the `names` of its inputs.
+    """
+    total = read + tokens.shape[1]
+    given = {
+        "input_ids": tokens.numpy(),
+        "attention_mask": np.ones((1, total), dtype=np.int64),
+        "position_ids": np.arange(read, total, dtype=np.int64)[None],
+    }
+    return {name: value for name, value in given.items() if name in names}
+
+
 ENGINES: Registry[Engine] = Registry("engine", "qpass.engines")
 
 
@@ -102,28 +114,29 @@ def opened(
     """
     found: dict[str, Reader] = {}
     left: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for at, (name, model) in enumerate(models.items()):
             own = Path(folder) / str(at)
             own.mkdir()
             source = Source(name, model, own, room, threads)
             for engine in ENGINES:
+                reader = _tried(engine, source)
                 called = f"{name} in {engine.name}"
-                if not engine.installed:
-                    left[called] = f"{', '.join(engine.needs)}: not installed"
-                    continue
-                try:
-                    # nobody else writes to what may be one document
-                    with hushed(), contextlib.redirect_stdout(io.StringIO()):
-                        reader = engine.open(source)
-                except Exception as error:  # noqa: BLE001  whatever another library raises
-                    left[called] = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    continue
-                if reader is None:
-                    left[called] = "it does not read such a file"
+                if isinstance(reader, str):
+                    left[called] = reader
                 else:
                     found[called] = reader
-        try:
-            yield found, left
-        finally:
-            found.clear()
+        yield found, left
+
+
+def _tried(engine: Engine, source: Source) -> Reader | str:
+    """A model in an engine, or why it is not there."""
+    if not engine.installed:
+        return f"{', '.join(engine.needs)}: not installed"
+    try:
+        # nobody else writes to what may be one document
+        with hushed(), contextlib.redirect_stdout(io.StringIO()):
+            reader = engine.open(source)
+    except Exception as error:  # noqa: BLE001  whatever another library raises
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "it does not read such a file" if reader is None else reader

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qpass.engines.base import ENGINES, PAST, PRESENT, Engine, Source
+from qpass.engines.base import ENGINES, PAST, PRESENT, Engine, Source, feeds
 
 
 @final
@@ -60,19 +60,12 @@ class Session:
 
     def next(self, tokens: Tensor) -> Tensor:
         """Read `tokens [1, t]`; the likeliest that comes next, `[1, 1]`."""
-        length = tokens.shape[1]
-        total = self._read + length
-        given = {
-            "input_ids": tokens.numpy(),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(self._read, total, dtype=np.int64)[None],
-        }
-        feeds = {name: self._value.ortvalue_from_numpy(given[name]) for name in given}
-        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        found = self._session.run_with_ort_values(self._outputs, {**feeds, **self._cache})
+        plain = feeds(tokens, self._read, self._inputs)
+        given = {name: self._value.ortvalue_from_numpy(value) for name, value in plain.items()}
+        found = self._session.run_with_ort_values(self._outputs, {**given, **self._cache})
         results = dict(zip(self._outputs, found, strict=True))
         self._cache = {name: results[name.replace(PAST, PRESENT)] for name in self._cache}
-        self._read = total
+        self._read += tokens.shape[1]
         return torch.from_numpy(results["logits"].numpy()[:, -1:].argmax(-1))
 
 

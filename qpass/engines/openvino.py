@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qpass.engines.base import ENGINES, PAST, PRESENT, Engine, Source
+from qpass.engines.base import ENGINES, PAST, PRESENT, Engine, Source, feeds
 
 
 @final
@@ -53,14 +52,8 @@ class Request:
 
     def next(self, tokens: Tensor) -> Tensor:
         """Read `tokens [1, t]`; the likeliest that comes next, `[1, 1]`."""
-        total = self._read + tokens.shape[1]
-        given = {
-            "input_ids": tokens.numpy(),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(self._read, total, dtype=np.int64)[None],
-        }
-        self._read = total
-        found = self._request.infer({k: v for k, v in given.items() if k in self._inputs})
+        found = self._request.infer(feeds(tokens, self._read, self._inputs))
+        self._read += tokens.shape[1]
         return torch.from_numpy(found["logits"][:, -1:].argmax(-1))
 
 

@@ -118,11 +118,16 @@ def float_models(
 
 def in_bfloat16(models: Mapping[str, PreTrainedModel]) -> dict[str, PreTrainedModel]:
     """A copy in bfloat16 of each model."""
-    copies = {f"{name} in bfloat16": copy.deepcopy(model) for name, model in models.items()}
-    for model in copies.values():
-        # as transformers declares its own `to`, nobody may call it
-        nn.Module.to(model, torch.bfloat16)
-    return copies
+    copies = {name: recast(model, torch.bfloat16) for name, model in models.items()}
+    return {f"{name} in bfloat16": copied for name, copied in copies.items()}
+
+
+def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of a model in another floating type."""
+    copied = copy.deepcopy(model)
+    # as transformers declares its own `to`, nobody may call it
+    nn.Module.to(copied, dtype)
+    return copied
 
 
 def causal(name: str, model: nn.Module) -> PreTrainedModel:

@@ -14,17 +14,8 @@ from qpass.cli.main import run
 from qpass.engines import ENGINES, Source, opened
 from qpass.hf.speed import Reader, measure
 from tests.cli.test_bench import QUICK, save
-from tests.zoo import tiny, tokens
-
-LLAMA = hf.LlamaConfig(
-    vocab_size=64,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-)
+from tests.hf.test_speed import model
+from tests.zoo import tokens
 
 
 class Counting(Reader):
@@ -39,20 +30,20 @@ class Counting(Reader):
 
 def sure(seed: int = 0) -> hf.PreTrainedModel:
     """A model whose likeliest token is likelier than others by more than eight bits take away."""
-    model = tiny(LLAMA, seed)
+    found = model(seed)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(30)
-    return model
+        found.get_output_embeddings().weight.mul_(30)
+    return found
 
 
 def test_installed_engines_write_what_the_model_writes(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model, prompt = sure(), tokens(1, 9)
-    with opened({"one": model}, room=20, threads=1) as (found, left):
+    own, prompt = sure(), tokens(1, 9)
+    with opened({"one": own}, room=20, threads=1) as (found, left):
         assert {*found, *left} == {f"one in {engine.name}" for engine in ENGINES}
         assert "one in ONNX Runtime int8" in found
         speeds = measure(
-            {"own": model, **found}, prompt, new_tokens=8, repetitions=2,
+            {"own": own, **found}, prompt, new_tokens=8, repetitions=2,
             progress=lambda *_: None,
         )  # fmt: skip
     for name, speed in speeds.items():
@@ -62,7 +53,7 @@ def test_installed_engines_write_what_the_model_writes(tmp_path: Path) -> None:
 
 def test_readers_and_models_take_turns() -> None:
     found = measure(
-        {"own": tiny(LLAMA, 0), "other": Counting()}, tokens(1, 5), new_tokens=3, repetitions=1,
+        {"own": model(0), "other": Counting()}, tokens(1, 5), new_tokens=3, repetitions=1,
         progress=lambda *_: None,
     )  # fmt: skip
     first = int(tokens(1, 5)[0, -1])
@@ -80,13 +71,13 @@ def test_what_is_missing_or_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         name, needs, installed = "absent", ("nowhere",), False
 
     monkeypatch.setattr("qpass.engines.base.ENGINES", [Broken(), Absent()])
-    with opened({"one": tiny(LLAMA, 0)}, room=20, threads=1) as (found, left):
+    with opened({"one": model(0)}, room=20, threads=1) as (found, left):
         assert found == {}
     assert left == {"one in broken": "it reads", "one in absent": "nowhere: not installed"}
 
 
 def test_a_gguf_file_is_known_by_its_name(tmp_path: Path) -> None:
-    source = Source("a/model.gguf", tiny(LLAMA, 0), tmp_path, 20, 1)
+    source = Source("a/model.gguf", model(0), tmp_path, 20, 1)
     assert source.gguf == Path("a/model.gguf")
     other = dataclasses.replace(source, name="a/model")
     assert other.gguf is None
