@@ -20,7 +20,6 @@ from tests.bench.engines.process import Failed, Process
 from tests.bench.engines.says import Says
 from tests.bench.engines.worker import Setting
 from tests.peers import environments
-from tests.results import Results
 
 FAKE = textwrap.dedent(
     """
@@ -273,9 +272,8 @@ def test_the_table_names_the_best_of_each_side() -> None:
     assert tables.best_others("1.1B", known, 2) == best
 
 
-def test_a_rescaled_model_is_measured_in_eight_bits(tmp_path: Path) -> None:
-    store = Results(tmp_path / "none.jsonl")
-    found = command._names("SmolLM2-135M rescaled", rows.FIRST, list(rows.ROWS), store)
+def test_a_rescaled_model_is_measured_in_eight_bits() -> None:
+    found = command._names("SmolLM2-135M rescaled", rows.FIRST, list(rows.ROWS), {})
     assert {variant for _, variant in found} == set(rows.EIGHT_BITS)
     assert command._cases("SmolLM2-135M rescaled") == (rows.FIRST,)
 

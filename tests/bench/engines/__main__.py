@@ -9,6 +9,7 @@ measured are kept there too. One process for each row stands still while another
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from tests.bench.engines import models
 from tests.bench.engines.process import Failed, Process, converted
 from tests.bench.engines.rows import EIGHT_BITS, FIRST, FURTHER, ROWS, Case, Row
 from tests.bench.engines.says import Says
-from tests.bench.engines.tables import best_others, ratios, table
+from tests.bench.engines.tables import Known, best_others, ratios, table
 from tests.bench.engines.worker import Setting
 from tests.results import ROOT, Results
 
@@ -52,9 +53,10 @@ def main() -> None:
     store = Results(STORE, *sorted(sources))
     asked = [(model, case) for model in given.models for case in _cases(model)]
     for model, case in asked:
-        rows = [Row(*names) for names in _names(model, case, given.peers, store)]
-        known = {} if given.fresh else store.read()
-        missing = [row for row in rows if f"{case.of(model)}, {row.name}" not in known]
+        known = store.read()
+        rows = [Row(*names) for names in _names(model, case, given.peers, known)]
+        done = {} if given.fresh else known
+        missing = [row for row in rows if f"{case.of(model)}, {row.name}" not in done]
         if missing:
             _measure(model, case, missing, given, 60 * given.minutes / len(asked), store)
     known = store.read()
@@ -90,9 +92,9 @@ def _cases(model: str) -> tuple[Case, ...]:
     return (FIRST,) if models.MODELS[model].eight_bits else (FIRST, *FURTHER)
 
 
-def _names(model: str, case: Case, engines: list[str], store: Results) -> Iterator[tuple[str, str]]:
+def _names(model: str, case: Case, engines: list[str], known: Known) -> Iterator[tuple[str, str]]:
     """Engines and variants: all of them at first, further qpass and the best of the others."""
-    best = best_others(model, store.read(), BEST)
+    best = best_others(model, known, BEST)
     for engine in engines:
         for variant in ROWS[engine]:
             if models.MODELS[model].eight_bits and variant not in EIGHT_BITS:
@@ -114,7 +116,7 @@ def _measure(
     forms: dict[str, Path] = {}
     for row in rows:
         try:
-            forms[row.name] = converted(row.engine, row.variant, model, checkpoint)
+            forms[row.name] = _form(row.engine, row.variant, model, checkpoint)
         except Failed as why:
             print(f"{row.name}, {model}: left out: {why}", flush=True)
     if given.prepare:
@@ -138,6 +140,12 @@ def _measure(
             for row in rows:
                 if row.process is not None:
                     row.process.end()
+
+
+@functools.cache
+def _form(engine: str, variant: str, model: str, checkpoint: Path) -> Path:
+    """Where a model lies in an engine's form, which several cases share."""
+    return converted(engine, variant, model, checkpoint)
 
 
 def _started(

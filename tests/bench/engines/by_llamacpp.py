@@ -39,14 +39,13 @@ class Llama:
         whole = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(bytes(path), whole)
         params = llama_cpp.llama_context_default_params()
-        longest = setting.batch * setting.prompt
         params.n_ctx = params.n_batch = setting.batch * setting.room
         params.n_seq_max = setting.batch
         params.n_threads = params.n_threads_batch = setting.threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._scores = llama_cpp.llama_vocab_n_tokens(vocabulary)
-        self._asked = llama_cpp.llama_batch_init(max(longest, setting.batch), 0, 1)
+        self._asked = llama_cpp.llama_batch_init(setting.batch * setting.prompt, 0, 1)
         self._read = 0
 
     def prefill(self, prompts: Prompts) -> np.ndarray:
