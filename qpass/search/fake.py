@@ -97,7 +97,7 @@ def _stored(w_nk: Tensor, spec: QuantSpec, clip: float) -> tuple[Tensor, tuple[T
 class _Rounded(torch.autograd.Function):
     """`y [b, l]` with the gradient to `x [b, l]`: what is no extreme itself moves with them.
 
-    `low_b1` and `high_b1` are the ends of each block's grid, where entries may lie beyond it; see `fake`.
+    `low_b1` and `high_b1` end each block's grid, where entries may lie beyond it; see `fake`.
     """
 
     @staticmethod
